@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"muster/internal/template"
 )
 
 const nonceSize = 16
@@ -30,11 +32,15 @@ func (d *Device) Activate(ek *EK, key *Key, idObject, encSecret []byte) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	ekName, err := ek.name()
+	if err != nil {
+		return nil, err
+	}
 	session := &ekPolicy{device: d, ek: ek}
 	defer session.close()
-	rsp, err := tpm2.ActivateCredential{
-		ActivateHandle: authorized(keyHandle),
-		KeyHandle:      tpm2.AuthHandle{Handle: ekHandle, Name: nameOf, Auth: session.auth()},
+	rsp, err := tpm2.ActivateCredential{ // a policy session signs both Names: these must be true
+		ActivateHandle: tpm2.AuthHandle{Handle: keyHandle, Name: tpm2.TPM2BName{Buffer: key.Name()}, Auth: tpm2.PasswordAuth(nil)},
+		KeyHandle:      tpm2.AuthHandle{Handle: ekHandle, Name: *ekName, Auth: session.auth()},
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: idObject},
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encSecret},
 	}.Execute(d.tpm)
@@ -47,6 +53,14 @@ func (d *Device) Activate(ek *EK, key *Key, idObject, encSecret []byte) ([]byte,
 	}
 	session.done = true
 	return rsp.CertInfo.Buffer, nil
+}
+
+func (ek *EK) name() (*tpm2.TPM2BName, error) {
+	pub, err := template.Parse(ek.Area)
+	if err != nil {
+		return nil, err
+	}
+	return tpm2.ObjectName(pub)
 }
 
 // ensureEK derives an EK that is not loaded, which must be the key that it was when it was listed.

@@ -85,16 +85,16 @@ func (d *Device) readPublic(handle uint32) (*tpm2.TPMTPublic, error) {
 	return pub, failed("tpm2.ReadPublic", 0, err)
 }
 
-// nameOf stands where go-tpm wants a Name that a password authorization never sends.
-var nameOf = tpm2.TPM2BName{Buffer: make([]byte, 34)}
+// anyName stands where go-tpm wants a Name that a password authorization never sends.
+var anyName = tpm2.TPM2BName{Buffer: make([]byte, 34)}
 
 func named(h tpm2.TPMHandle) tpm2.NamedHandle {
-	return tpm2.NamedHandle{Handle: h, Name: nameOf}
+	return tpm2.NamedHandle{Handle: h, Name: anyName}
 }
 
 // authorized is h with the empty password, which is what everything of ours has.
 func authorized(h tpm2.TPMHandle) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: h, Name: nameOf, Auth: tpm2.PasswordAuth(nil)}
+	return tpm2.AuthHandle{Handle: h, Name: anyName, Auth: tpm2.PasswordAuth(nil)}
 }
 
 func hierarchy(h tpm2.TPMHandle) tpm2.AuthHandle {

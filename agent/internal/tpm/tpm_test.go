@@ -1,0 +1,60 @@
+package tpm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"muster/internal/testtpm"
+)
+
+var errorf = fmt.Errorf
+
+func isErr(err, target error) bool { return errors.Is(err, target) }
+
+// dial opens m until the test ends or another dial is made: swtpm serves one connection at a time.
+func dial(t *testing.T, m *testtpm.TPM) transport.TPM {
+	t.Helper()
+	return &redial{t: t, m: m}
+}
+
+// redial connects for one command at a time, as swtpm serves one connection only.
+type redial struct {
+	t *testing.T
+	m *testtpm.TPM
+}
+
+func (r *redial) Send(command []byte) ([]byte, error) {
+	link, err := r.m.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer link.Close()
+	return link.Send(command)
+}
+
+// open opens m with the agent's own transport.
+func open(t *testing.T, m *testtpm.TPM) *Device {
+	t.Helper()
+	d, err := Open(context.Background(), m.Spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// idle fails the test when an object or a session is loaded.
+func idle(t *testing.T, d *Device) {
+	t.Helper()
+	h, err := d.Handles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(h.Transient) != 0 || len(h.Sessions) != 0 {
+		t.Errorf("left behind: objects %#x, sessions %#x", h.Transient, h.Sessions)
+	}
+}
