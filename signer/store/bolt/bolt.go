@@ -81,7 +81,10 @@ func open(path string, wait time.Duration) (_ *Store, err error) {
 			err = fmt.Errorf("%w: %v", store.ErrDamaged, p)
 		}
 		if err != nil && s.file != nil {
-			s.file.Close() // after bbolt's own close an error, and no harm
+			// Where bbolt panicked it has left its map, which keeps the lock beyond the file's close. Where
+			// it has closed the file itself, both calls fail, and do no harm.
+			unix.Flock(int(s.file.Fd()), unix.LOCK_UN)
+			s.file.Close()
 		}
 	}()
 	s.db, err = bbolt.Open(path, 0o600, options(wait, s.openFile))

@@ -16,13 +16,15 @@ import (
 	"muster/signer/store"
 )
 
+// Under load a group waits for more, as long as they keep coming. In a live server requests come one by
+// one, about as far apart as a sync takes: who does not wait commits each of them alone. The wait costs no
+// throughput, since those that do not wait yet have the CPU.
 const (
-	// commitDelay is how long a group waits for more, when commits come more than one at a time. A
-	// disk without a power-loss-protected cache needs longer than that for a sync.
-	commitDelay = 3 * time.Millisecond
-	// underLoad is the number of groups of one after which commits are taken to come alone.
-	underLoad = 8
-	maxGroup  = 1024
+	commitGap  = 3 * time.Millisecond  // nobody came for so long: go
+	commitWait = 40 * time.Millisecond // the first one has waited for so long: go
+	fullGroup  = 64                    // so many share the syncs already: go
+	maxGroup   = 1024                  // of those that wait anyway
+	underLoad  = 8                     // after so many groups of one, commits come alone again
 )
 
 // request is a Commit on its way. The caller may withdraw it (state queued → withdrawn) until
@@ -123,24 +125,17 @@ func (c *committer) run() {
 	}
 }
 
-// collect waits for a request and takes those that wait with it. Under load it gives others time to
-// come: the syncs cost the same for all. nil: the store is closing.
-func (c *committer) collect() (group []*request) {
-	add := func(r *request) {
-		if r.take() {
-			group = append(group, r)
-		}
-	}
+// collect waits for a request and takes those that wait with it, and under load those that come soon.
+// nil: the store is closing.
+func (c *committer) collect() []*request {
+	var group []*request
 	for len(group) == 0 {
 		select {
 		case r := <-c.queue:
-			add(r)
+			group = c.drain(r, group)
 		case <-c.quit:
 			return nil
 		}
-	}
-	for len(c.queue) > 0 && len(group) < maxGroup {
-		add(<-c.queue)
 	}
 	if len(group) > 1 {
 		c.load = underLoad
@@ -148,14 +143,12 @@ func (c *committer) collect() (group []*request) {
 	if c.load == 0 {
 		return group
 	}
-	timer := time.NewTimer(commitDelay)
-	defer timer.Stop()
-	for len(group) < maxGroup {
+	for deadline := time.Now().Add(commitWait); len(group) < fullGroup; {
 		select {
 		case r := <-c.queue:
-			add(r)
+			group = c.drain(r, group)
 			continue
-		case <-timer.C:
+		case <-time.After(min(commitGap, time.Until(deadline))):
 		case <-c.quit:
 		}
 		break
@@ -164,6 +157,19 @@ func (c *committer) collect() (group []*request) {
 		c.load--
 	}
 	return group
+}
+
+// drain takes r and those that wait behind it, but for those withdrawn.
+func (c *committer) drain(r *request, group []*request) []*request {
+	for {
+		if r.take() {
+			group = append(group, r)
+		}
+		if len(c.queue) == 0 || len(group) >= maxGroup {
+			return group
+		}
+		r = <-c.queue
+	}
 }
 
 // commit applies a group in one bbolt transaction and answers each of its requests.

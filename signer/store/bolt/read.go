@@ -23,7 +23,13 @@ func (s *Store) Get(ctx context.Context, key string) (store.Item, error) {
 		return store.Item{}, store.ErrClosed
 	}
 	defer s.snapshot.release(snap)
-	return lookup(snap.tx, key)
+	item, err := lookup(snap.tx, key)
+	if err != nil {
+		if found, ok := rescue(snap.tx, key); ok {
+			return found, nil
+		}
+	}
+	return item, err
 }
 
 // lookup reads one record of the state, its value copied.
@@ -90,6 +96,28 @@ func checkAbsent(c *bbolt.Cursor, key []byte) error {
 	return nil
 }
 
+// rescue looks one by one for a sound record where a damaged key has misled the search. It is for readers
+// only: bbolt would write to where the search leads.
+func rescue(tx *bbolt.Tx, key string) (item store.Item, ok bool) {
+	var err error
+	defer guard(&err, key)()
+	c := tx.Bucket([]byte(stateBucket)).Cursor()
+	for _, step := range []func() ([]byte, []byte){c.Next, c.Prev} {
+		k, record := c.Seek([]byte(key))
+		if k == nil {
+			k, record = c.Last()
+		}
+		for i := 0; k != nil && i < absenceWindow; i++ {
+			if string(k) == key {
+				value, revision, err := unframe(stateBucket, k, record)
+				return store.Item{Key: key, Value: bytes.Clone(value), Revision: revision}, err == nil
+			}
+			k, record = step()
+		}
+	}
+	return store.Item{}, false
+}
+
 func checkNeighbour(i int, k, v []byte, order int) error {
 	if order >= 0 {
 		return damaged(k, "keys out of order")
@@ -110,7 +138,7 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Item, e
 			return
 		}
 		defer s.snapshot.release(snap)
-		l := listing{c: snap.tx.Bucket([]byte(stateBucket)).Cursor(), prefix: []byte(prefix)}
+		l := listing{tx: snap.tx, prefix: []byte(prefix)}
 		for {
 			item, ok, err := l.next()
 			if !ok {
@@ -130,11 +158,11 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Item, e
 // listing walks the records with a prefix, and those beside them that are damaged, since a damaged key
 // may have had the prefix.
 type listing struct {
-	c       *bbolt.Cursor
-	prefix  []byte
-	started bool
-	broken  bool
-	last    []byte // key of the last sound record
+	tx     *bbolt.Tx
+	c      *bbolt.Cursor // nil before the first step
+	prefix []byte
+	broken bool
+	last   []byte // key of the last sound record
 }
 
 // next returns the next item or its damage; ok is false at the end.
@@ -172,10 +200,10 @@ func (l *listing) next() (item store.Item, ok bool, err error) {
 
 // step begins one record before the prefix.
 func (l *listing) step() (k, record []byte) {
-	if l.started {
+	if l.c != nil {
 		return l.c.Next()
 	}
-	l.started = true
+	l.c = l.tx.Bucket([]byte(stateBucket)).Cursor()
 	if k, _ := l.c.Seek(l.prefix); k == nil {
 		return l.c.Last()
 	}
