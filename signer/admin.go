@@ -1,0 +1,191 @@
+package signer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Paths of the admin socket: HTTP on a unix socket, for the head's own command line only. Each
+// answer is a stream of Frames, one JSON value a line; the last has Result or Error.
+const (
+	AdminEnable  = "/admin/enable"
+	AdminDisable = "/admin/disable"
+	AdminList    = "/admin/list"
+	AdminWhy     = "/admin/why"
+	AdminLog     = "/admin/log"
+	AdminCA      = "/admin/ca"
+)
+
+// Frame is one line of an answer.
+type Frame struct {
+	Done   int             `json:"done,omitempty"` // of Total, for a progress bar
+	Total  int             `json:"total,omitempty"`
+	Item   json.RawMessage `json:"item,omitempty"` // one of a listing
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  *AdminError     `json:"error,omitempty"`
+}
+
+// AdminError is what the administrator did wrong or cannot have, with the way out.
+type AdminError struct {
+	Kind    ErrorKind `json:"kind"`
+	Message string    `json:"message"`
+	Hint    string    `json:"hint,omitempty"`
+}
+
+func (e *AdminError) Error() string { return e.Message }
+
+// ErrorKind tells the exit status of the command line.
+type ErrorKind string
+
+const (
+	KindFailed ErrorKind = "failed"
+	KindUsage  ErrorKind = "usage"  // what was written makes no sense
+	KindNone   ErrorKind = "none"   // it names nothing that there is
+	KindStore  ErrorKind = "store"  // the store cannot be reached, or cannot write
+	KindPolicy ErrorKind = "policy" // it may not be
+)
+
+func adminError(kind ErrorKind, hint, format string, args ...any) *AdminError {
+	return &AdminError{Kind: kind, Hint: hint, Message: fmt.Sprintf(format, args...)}
+}
+
+// stream writes the frames of one answer.
+type stream struct {
+	enc  *json.Encoder
+	ctrl *http.ResponseController
+}
+
+func (s *stream) progress(done, total int) {
+	s.enc.Encode(Frame{Done: done, Total: total})
+	s.ctrl.Flush()
+}
+
+func (s *stream) item(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.enc.Encode(Frame{Item: b})
+}
+
+// adminCall is one verb: it may stream progress and items, and ends in a result or an error.
+type adminCall[T any] func(ctx context.Context, req T, out *stream) (any, error)
+
+func (h *Head) adminServer() *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+AdminEnable, serveAdmin(h.adminEnable))
+	mux.HandleFunc("POST "+AdminDisable, serveAdmin(h.adminDisable))
+	mux.HandleFunc("POST "+AdminList, serveAdmin(h.adminList))
+	mux.HandleFunc("POST "+AdminWhy, serveAdmin(h.adminWhy))
+	mux.HandleFunc("POST "+AdminLog, serveAdmin(h.adminLog))
+	mux.HandleFunc("POST "+AdminCA, serveAdmin(h.adminCA))
+	srv := newServer(mux, h.log)
+	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
+	srv.ConnContext = withPeer
+	return srv
+}
+
+func serveAdmin[T any](call adminCall[T]) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		out := &stream{json.NewEncoder(w), http.NewResponseController(w)}
+		var req T
+		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<20))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&req); err != nil {
+			out.enc.Encode(Frame{Error: adminError(KindUsage, "use the muster command of the same release as the daemon", "request: %v", err)})
+			return
+		}
+		result, err := call(r.Context(), req, out)
+		if err != nil {
+			out.enc.Encode(Frame{Error: asAdminError(err)})
+			return
+		}
+		b, err := json.Marshal(result)
+		if err != nil {
+			panic("signer: " + err.Error())
+		}
+		out.enc.Encode(Frame{Result: b})
+	}
+}
+
+func asAdminError(err error) *AdminError {
+	var e *AdminError
+	if errors.As(err, &e) {
+		return e
+	}
+	return adminError(KindStore, "journalctl -u muster", "%v", err)
+}
+
+type peerKey struct{}
+
+// withPeer notes who is at the other end of the admin socket (SO_PEERCRED), for the journal.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	who := "unknown"
+	if u, ok := c.(*net.UnixConn); ok {
+		if raw, err := u.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+					who = fmt.Sprintf("uid %d pid %d", cred.Uid, cred.Pid)
+				}
+			})
+		}
+	}
+	return context.WithValue(ctx, peerKey{}, who)
+}
+
+// byWhom is who asked for a change, for the journal.
+func byWhom(ctx context.Context) string {
+	who, _ := ctx.Value(peerKey{}).(string)
+	return who
+}
+
+// CAView is `muster ca show`.
+type CAView struct {
+	Schema  string    `json:"schema"`
+	Pin     string    `json:"pin"`
+	Cert    string    `json:"cert"` // PEM
+	Subject string    `json:"subject"`
+	Expires time.Time `json:"expires"`
+	CRL     string    `json:"crl"` // URL
+}
+
+func (h *Head) adminCA(context.Context, struct{}, *stream) (any, error) {
+	return CAView{
+		Schema: "muster.ca/v1", Pin: h.ca.pin(), Cert: h.bundle, Subject: h.ca.cert.Subject.String(),
+		Expires: h.ca.cert.NotAfter.UTC(), CRL: h.crlURL(),
+	}, nil
+}
+
+// LogRequest is `muster log`.
+type LogRequest struct {
+	IDs   []string  `json:"ids,omitempty"`
+	Since time.Time `json:"since"`
+}
+
+func (h *Head) adminLog(ctx context.Context, req LogRequest, out *stream) (any, error) {
+	wanted, err := h.selector(req.IDs)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for e, err := range h.store.Journal(ctx, 1) {
+		if err != nil {
+			return nil, adminError(KindFailed, "the journal was changed by hand or by a failing disk: restore a backup", "journal entry %d: %v", e.Seq, err)
+		}
+		if e.Time.Before(req.Since) || !wanted(e.Node) {
+			continue
+		}
+		n++
+		if err := out.item(e); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}

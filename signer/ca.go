@@ -1,0 +1,176 @@
+package signer
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+)
+
+// Lives of what the authority signs. Everything is backdated, because nodes boot with bad clocks.
+const (
+	caLife   = 20 * 365 * 24 * time.Hour
+	nodeLife = 90 * 24 * time.Hour
+	headLife = 7 * 24 * time.Hour // short: a stolen head key works against a node with a dead clock
+	crlLife  = 7 * 24 * time.Hour
+	backdate = time.Hour
+)
+
+// authority is a CA certificate with its key.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+// newAuthority makes a root CA: ECDSA P-256, 20 years. Its subject carries part of its key's
+// identifier, since OpenSSL and GnuTLS mistake one for the other when two CAs of a bundle have the
+// same subject.
+func newAuthority(cluster string, now time.Time) (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	ski, err := keyID(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: newSerial(),
+		Subject: pkix.Name{
+			Organization: []string{cluster},
+			CommonName:   fmt.Sprintf("%s CA %x", cluster, ski[:4]),
+		},
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(caLife),
+		IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:     x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		SubjectKeyId: ski,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &authority{cert, key}, nil
+}
+
+// parseAuthority reads what marshal wrote and checks that key and certificate belong together.
+func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("CA certificate: not a PEM certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificate: %v", err)
+	}
+	block, _ = pem.Decode(keyPEM)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, errors.New("CA key: not a PEM private key")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, errors.New("CA key: not PKCS#8")
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("CA key: cannot sign")
+	}
+	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !pub.Equal(cert.PublicKey) {
+		return nil, errors.New("CA key: not the key of the CA certificate")
+	}
+	return &authority{cert, key}, nil
+}
+
+func (a *authority) marshal() (certPEM, keyPEM []byte, err error) {
+	der, err := x509.MarshalPKCS8PrivateKey(a.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return certificatePEM(a.cert.Raw), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// id names the authority in the path of its CRL: the first 16 hex digits of its SKI.
+func (a *authority) id() string { return hex.EncodeToString(a.cert.SubjectKeyId)[:16] }
+
+// pin is what nodes trust: the SHA-256 of the authority's SPKI.
+func (a *authority) pin() string {
+	sum := sha256.Sum256(a.cert.RawSubjectPublicKeyInfo)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// sign completes tmpl with what every certificate has and signs it. crypto/x509 verifies the
+// signature again before it returns: a faulty ECDSA signature could betray the CA's key.
+func (a *authority) sign(tmpl *x509.Certificate, pub crypto.PublicKey, life time.Duration, now time.Time) ([]byte, error) {
+	if now.After(a.cert.NotAfter) {
+		return nil, fmt.Errorf("the CA expired on %s", a.cert.NotAfter.Format(time.DateOnly))
+	}
+	ski, err := keyID(pub)
+	if err != nil {
+		return nil, err
+	}
+	tmpl.SubjectKeyId = ski
+	tmpl.SerialNumber = newSerial()
+	tmpl.BasicConstraintsValid = true
+	tmpl.NotBefore = later(now.Add(-backdate), a.cert.NotBefore)
+	tmpl.NotAfter = now.Add(life)
+	if tmpl.NotAfter.After(a.cert.NotAfter) {
+		tmpl.NotAfter = a.cert.NotAfter
+	}
+	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)
+}
+
+// keyID is a subject key identifier by RFC 7093, method 1: the first 160 bits of the SHA-256 of the
+// subjectPublicKey.
+func keyID(pub crypto.PublicKey) ([]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, err
+	}
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(spki, &info); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(info.Key.Bytes)
+	return sum[:20], nil
+}
+
+// newSerial draws 128 random bits (RFC 5280, 4.1.2.2 asks for a positive number of at most 20 octets).
+func newSerial() *big.Int {
+	b := make([]byte, 16)
+	for {
+		rand.Read(b) // never fails (Go 1.24)
+		if n := new(big.Int).SetBytes(b); n.Sign() > 0 {
+			return n
+		}
+	}
+}
+
+func serialHex(n *big.Int) string { return fmt.Sprintf("%032x", n) }
+
+func certificatePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

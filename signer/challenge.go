@@ -1,0 +1,115 @@
+package signer
+
+import (
+	"context"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/attest"
+	"muster/signer/store"
+)
+
+// challenge is leg 1. It writes nothing: any head can finish what another began, and a storm costs
+// no memory. The order is cheap first; the CSR's signature and the challenge itself, which cost
+// public-key work, come after the look at the grant.
+func (h *Head) challenge(ctx context.Context, body []byte, who *peer) (*wire.Challenge, *refusal) {
+	// 1. Form: strict encoding, templates, points on their curves.
+	claim, err := attest.ParseClaim(body)
+	if err != nil {
+		return nil, refuse(wire.BadRequest, whyForm, "%v", err)
+	}
+	who.node = claim.Node
+	now := h.now()
+	// 2. One EK, and the one slot that it leads to.
+	ek, s, no := h.find(ctx, claim)
+	if no != nil {
+		return nil, no
+	}
+	who.node, who.ek = s.Node, ek.Fingerprint
+	// 3. The grant.
+	if no := admissible(s, ek.Fingerprint, now); no != nil {
+		return nil, no
+	}
+	// 4. Possession of the key, then the challenge.
+	done, no := h.admit(ctx)
+	if no != nil {
+		return nil, no
+	}
+	defer done()
+	if err := claim.CheckCSR(); err != nil {
+		return nil, refuse(wire.BadRequest, whyCSR, "%v", err)
+	}
+	c, err := h.verifier.Challenge(claim, ek, h.terms(s, ek.Fingerprint), now)
+	if err != nil {
+		return nil, refuse(wire.BadRequest, whyForm, "%v", err)
+	}
+	return &c, nil
+}
+
+// find chooses one EK of those that the claim brings, and with it the name, the level and the
+// binding. An EK of the record leads to its slot; else the claimed name does. An EK of somebody else,
+// sent beside one's own, so lends nothing: the challenge goes to that EK's TPM.
+func (h *Head) find(ctx context.Context, claim *attest.Claim) (attest.Key, *slot, *refusal) {
+	for _, ek := range claim.EKs {
+		owner, err := h.store.Get(ctx, prefixEK+ek.Fingerprint)
+		if err != nil {
+			return ek, nil, storeRefusal(err)
+		}
+		if owner.Revision != 0 {
+			_, s, no := h.slot(ctx, string(owner.Value))
+			return ek, s, no
+		}
+	}
+	_, s, no := h.slot(ctx, claim.Node)
+	return claim.EKs[0], s, no
+}
+
+// slot reads the record of a name.
+func (h *Head) slot(ctx context.Context, name string) (store.Item, *slot, *refusal) {
+	item, err := h.store.Get(ctx, prefixSlot+name)
+	if err != nil {
+		return item, nil, storeRefusal(err)
+	}
+	if item.Revision == 0 {
+		return item, nil, refuse(wire.NotEnabled, whyUnknown, "no node %q is known", name)
+	}
+	s, err := parse[slot](item)
+	if err != nil {
+		return item, nil, storeRefusal(err)
+	}
+	return item, s, nil
+}
+
+// admissible says whether an EK may be challenged for s. A bound EK always may: what it then gets
+// depends on the record, and the truth about that is told after the proof only.
+func admissible(s *slot, ek string, now time.Time) *refusal {
+	switch {
+	case s.EK == ek:
+		return nil
+	case s.EK != "":
+		return refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
+	}
+	return mayIssue(s, s.level(ek), now)
+}
+
+// mayIssue says whether the grant of s allows a new certificate at level.
+func mayIssue(s *slot, level wire.Level, now time.Time) *refusal {
+	switch {
+	case s.Revoked:
+		return refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
+	case s.Disabled:
+		return refuse(wire.NotEnabled, whyDisabled, "%s is disabled", s.Node)
+	case s.Grant == nil || s.Grant.Used:
+		return refuse(wire.NotEnabled, whyNotEnabled, "%s has no open grant", s.Node)
+	case !now.Before(s.Grant.Until):
+		return refuse(wire.NotEnabled, whyWindowOver, "the window of %s was over at %s", s.Node, s.Grant.Until.Format(time.RFC3339))
+	case level.Rank() < s.Grant.Level.Rank():
+		return refuse(wire.NotEnabled, whyLevel, "%s is at level %s, and the grant asks for %s", s.Node, level, s.Grant.Level)
+	}
+	return nil
+}
+
+// terms are what the record gives an EK now. Both legs compute them, and the proof binds them.
+func (h *Head) terms(s *slot, ek string) attest.Terms {
+	return attest.Terms{Cluster: h.cluster.ID, Grant: s.grantID(), Slot: s.Node, Level: s.level(ek)}
+}

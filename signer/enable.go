@@ -1,0 +1,363 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/nodeset"
+	"muster/signer/store"
+)
+
+// EnableRequest is `muster certs enable`.
+type EnableRequest struct {
+	IDs   []string      `json:"ids,omitempty"` // nodeset expressions
+	All   bool          `json:"all,omitempty"`
+	For   time.Duration `json:"for"`
+	Level wire.Level    `json:"level"`
+	EK    string        `json:"ek,omitempty"` // fingerprint to pin; for one node only
+	DNS   []string      `json:"dns,omitempty"`
+	IP    []string      `json:"ip,omitempty"`
+}
+
+// Changed is what a change did: every node named is in exactly one of the lists, each folded.
+type Changed struct {
+	Schema    string    `json:"schema"`
+	Nodes     string    `json:"nodes"`
+	Count     int       `json:"count"`
+	New       string    `json:"new,omitempty"`      // had no record
+	Opened    string    `json:"opened,omitempty"`   // had one, and a new grant now
+	Extended  string    `json:"extended,omitempty"` // had an open grant
+	Closed    string    `json:"closed,omitempty"`   // by disable
+	Unchanged string    `json:"unchanged,omitempty"`
+	Until     time.Time `json:"until,omitzero"`
+}
+
+// MaxWindow bounds how long a grant may wait: an open one is a door.
+const MaxWindow = 30 * 24 * time.Hour
+
+// perTx is how many nodes one transaction changes: each may take two guards, two puts and an event.
+const perTx = 30
+
+func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) (any, error) {
+	if err := req.check(); err != nil {
+		return nil, err
+	}
+	names, err := h.resolve(ctx, req.IDs, req.All, true)
+	if err != nil {
+		return nil, err
+	}
+	if len(names) != 1 && (req.EK != "" || len(req.DNS) > 0 || len(req.IP) > 0) {
+		return nil, adminError(KindUsage, "name one node, or leave --ek, --dns and --ip out", "--ek, --dns and --ip are for one node, not for %d", len(names))
+	}
+	// All is looked at before anything is changed, so that a refusal changes nothing at all.
+	for _, name := range names {
+		if err := h.mayEnable(ctx, name, req); err != nil {
+			return nil, err
+		}
+	}
+	now := h.now()
+	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) { return h.enable(ctx, item, req, now) })
+	result.Until = now.Add(req.For).UTC().Truncate(time.Second)
+	return result, err
+}
+
+func (r *EnableRequest) check() error {
+	if r.For <= 0 || r.For > MaxWindow {
+		return adminError(KindUsage, "muster certs enable --for 1h …", "a window of %v is not between 0 and %d days", r.For, int(MaxWindow.Hours()/24))
+	}
+	if r.Level != wire.TOFU && r.Level != wire.Pinned {
+		return adminError(KindUsage, "--level tofu or --level pinned", "level %q is not one that this head can prove", r.Level)
+	}
+	if r.EK != "" && !isFingerprint(r.EK) {
+		return adminError(KindUsage, "on the node: muster-agent ek", "EK %q is not a SHA-256 in lower-case hex", r.EK)
+	}
+	for _, name := range r.DNS {
+		if !hostName.MatchString(name) {
+			return adminError(KindUsage, "", "--dns %q is not a DNS name", name)
+		}
+	}
+	for _, ip := range r.IP {
+		if net.ParseIP(ip) == nil {
+			return adminError(KindUsage, "", "--ip %q is not an IP address", ip)
+		}
+	}
+	return nil
+}
+
+func isFingerprint(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// mayEnable refuses what no transaction may do.
+func (h *Head) mayEnable(ctx context.Context, name string, req EnableRequest) error {
+	item, err := h.store.Get(ctx, prefixSlot+name)
+	if err != nil {
+		return err
+	}
+	s := &slot{}
+	if item.Revision != 0 {
+		if s, err = parse[slot](item); err != nil {
+			return err
+		}
+	}
+	if s.Revoked {
+		return adminError(KindPolicy, "", "%s is revoked", name)
+	}
+	ek := req.EK
+	if ek == "" {
+		ek = s.EK
+	}
+	if req.Level == wire.Pinned && !(s.Pinned && s.EK == ek) && req.EK == "" {
+		return adminError(KindPolicy, "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --level pinned --ek SHA256",
+			"no EK of %s is recorded, so nothing could reach level pinned", name)
+	}
+	if req.EK == "" {
+		return nil
+	}
+	if s.EK != "" && s.EK != req.EK {
+		return adminError(KindPolicy, "muster certs show -i "+name, "%s is bound to another EK, %s", name, s.EK)
+	}
+	owner, err := h.store.Get(ctx, prefixEK+req.EK)
+	if err != nil {
+		return err
+	}
+	if owner.Revision != 0 && string(owner.Value) != name {
+		return adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, name)
+	}
+	return nil
+}
+
+// enable opens a grant in the record of one node, or extends the one that is open.
+func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, now time.Time) (edit, error) {
+	e := edit{slot: slot{Node: item.Key[len(prefixSlot):]}, what: madeNew}
+	if item.Revision != 0 {
+		s, err := parse[slot](item)
+		if err != nil {
+			return e, err
+		}
+		e.slot, e.what = *s, opened
+	}
+	s, until := &e.slot, now.Add(req.For).UTC()
+	if s.open(now) {
+		e.what = extended
+		g := *s.Grant
+		g.Until, g.Level = later(g.Until, until), req.Level
+		s.Grant = &g
+	} else {
+		s.Grant = &grant{ID: newID(), Until: until, Level: req.Level}
+	}
+	s.Disabled = false
+	if len(req.DNS) > 0 {
+		s.DNS = req.DNS
+	}
+	if len(req.IP) > 0 {
+		s.IP = req.IP
+	}
+	fields := map[string]string{"grant": s.Grant.ID, "until": s.Grant.Until.Format(time.RFC3339), "level": string(req.Level), "by": byWhom(ctx)}
+	if req.EK != "" {
+		s.EK, s.Pinned = req.EK, true
+		fields["ek"] = req.EK
+		owner, err := h.store.Get(ctx, prefixEK+req.EK)
+		if err != nil {
+			return e, err
+		}
+		if owner.Revision != 0 && string(owner.Value) != s.Node {
+			return e, adminError(KindPolicy, "", "the EK is bound to %s, not to %s", owner.Value, s.Node)
+		}
+		e.tx.Guards = append(e.tx.Guards, owner.Guard())
+		e.tx.Puts = append(e.tx.Puts, store.Put{Key: owner.Key, Value: []byte(s.Node)})
+	}
+	e.tx.Events = []store.Event{event(now, "enable", s.Node, fields)}
+	return e, nil
+}
+
+// DisableRequest is `muster certs disable`.
+type DisableRequest struct {
+	IDs []string `json:"ids,omitempty"`
+	All bool     `json:"all,omitempty"`
+}
+
+func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream) (any, error) {
+	names, err := h.resolve(ctx, req.IDs, req.All, false)
+	if err != nil {
+		return nil, err
+	}
+	now := h.now()
+	return h.change(ctx, names, out, func(item store.Item) (edit, error) {
+		s, err := parse[slot](item)
+		if err != nil {
+			return edit{}, err
+		}
+		e := edit{slot: *s, what: closed}
+		if s.Disabled {
+			e.what = unchanged
+			return e, nil
+		}
+		e.slot.Disabled = true
+		e.tx.Events = []store.Event{event(now, "disable", s.Node, map[string]string{"by": byWhom(ctx)})}
+		return e, nil
+	})
+}
+
+// edit is the change of one record, and what to call it.
+type edit struct {
+	slot slot
+	tx   store.Tx // beside the slot itself
+	what outcome
+}
+
+type outcome int
+
+const (
+	unchanged outcome = iota
+	madeNew
+	opened
+	extended
+	closed
+)
+
+// change edits the records of names, some in each transaction. A record that somebody else changes
+// meanwhile is read and edited again.
+func (h *Head) change(ctx context.Context, names []string, out *stream, one func(store.Item) (edit, error)) (*Changed, error) {
+	did := map[outcome][]string{}
+	for chunk := range slices.Chunk(names, perTx) {
+		edits, err := h.changeChunk(ctx, chunk, one)
+		if err != nil {
+			return changed(names, did), err
+		}
+		for _, e := range edits {
+			did[e.what] = append(did[e.what], e.slot.Node)
+		}
+		done := 0
+		for _, list := range did {
+			done += len(list)
+		}
+		if len(names) > perTx {
+			out.progress(done, len(names))
+		}
+	}
+	return changed(names, did), nil
+}
+
+func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.Item) (edit, error)) ([]edit, error) {
+	for {
+		var tx store.Tx
+		var edits []edit
+		for _, name := range names {
+			item, err := h.store.Get(ctx, prefixSlot+name)
+			if err != nil {
+				return nil, err
+			}
+			e, err := one(item)
+			if err != nil {
+				return nil, err
+			}
+			edits = append(edits, e)
+			if e.what == unchanged {
+				continue
+			}
+			tx.Guards = append(append(tx.Guards, item.Guard()), e.tx.Guards...)
+			tx.Puts = append(append(tx.Puts, put(item.Key, e.slot)), e.tx.Puts...)
+			tx.Events = append(tx.Events, e.tx.Events...)
+		}
+		if err := h.store.Commit(ctx, tx); !errors.Is(err, store.ErrConflict) {
+			return edits, err
+		}
+	}
+}
+
+func changed(names []string, did map[outcome][]string) *Changed {
+	return &Changed{
+		Schema: "muster.changed/v1", Nodes: fold(names), Count: len(names),
+		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]),
+		Closed: fold(did[closed]), Unchanged: fold(did[unchanged]),
+	}
+}
+
+// fold is for people; names of the record always fold.
+func fold(names []string) string {
+	set, err := nodeset.Of(names...)
+	if err != nil {
+		return strings.Join(names, ",")
+	}
+	return set.String()
+}
+
+// resolve turns selectors into names. Unless they may be created, a name without a record fails
+// the whole command.
+func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]string, error) {
+	if all == (len(ids) > 0) {
+		return nil, adminError(KindUsage, "-i 'n[0-99]' for some, -a for all", "say which nodes: either -i or -a")
+	}
+	if all {
+		return h.everyName(ctx)
+	}
+	set, err := parseIDs(ids)
+	if err != nil {
+		return nil, err
+	}
+	names := slices.Collect(set.All())
+	var bad []string
+	for _, name := range names {
+		if len(name) > maxNodeName || !hostName.MatchString(name) && !strings.Contains(name, "_") {
+			return nil, adminError(KindUsage, "", "%q cannot be a node's name: a certificate's common name has at most %d characters", name, maxNodeName)
+		}
+		if create {
+			continue
+		}
+		item, err := h.store.Get(ctx, prefixSlot+name)
+		if err != nil {
+			return nil, err
+		}
+		if item.Revision == 0 {
+			bad = append(bad, name)
+		}
+	}
+	if len(bad) > 0 {
+		return nil, adminError(KindNone, "muster certs list", "unknown: %s", fold(bad))
+	}
+	return names, nil
+}
+
+// maxNodeName is ub-common-name (RFC 5280, appendix A).
+const maxNodeName = 64
+
+func (h *Head) everyName(ctx context.Context) ([]string, error) {
+	var names []string
+	for item, err := range h.store.List(ctx, prefixSlot) {
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, item.Key[len(prefixSlot):])
+	}
+	if len(names) == 0 {
+		return nil, adminError(KindNone, "muster certs enable -i 'n[0-99]'", "no nodes are known yet")
+	}
+	return names, nil
+}
+
+func parseIDs(ids []string) (nodeset.Set, error) {
+	set, err := nodeset.Parse(strings.Join(ids, ","))
+	var bad *nodeset.Error
+	if errors.As(err, &bad) {
+		return set, adminError(KindUsage, "quote it, so that the shell leaves it alone: -i 'n[0-99]'", "%v\n%s", bad, bad.Caret())
+	}
+	return set, err
+}
+
+// selector says whether a name was asked for; with no ids, all are.
+func (h *Head) selector(ids []string) (func(name string) bool, error) {
+	if len(ids) == 0 {
+		return func(string) bool { return true }, nil
+	}
+	set, err := parseIDs(ids)
+	if err != nil {
+		return nil, err
+	}
+	return set.Contains, nil
+}

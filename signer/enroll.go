@@ -1,0 +1,175 @@
+package signer
+
+import (
+	"context"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/attest"
+	"muster/signer/store"
+)
+
+// enroll is leg 2: the proof, then the certificate. The claim of the grant and the certificate
+// become durable in one transaction, before anything leaves the process (I2).
+func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enrolled, *refusal) {
+	failpoint("parse")
+	answer, err := attest.ParseAnswer(body)
+	if err != nil {
+		return nil, refuse(wire.BadRequest, whyForm, "%v", err)
+	}
+	who.node, who.ek = answer.Slot, answer.EK.Fingerprint
+	now := h.now()
+	item, s, no := h.slot(ctx, answer.Slot)
+	if no != nil {
+		return nil, no
+	}
+	at, err := h.verifier.Verify(answer, h.terms(s, answer.EK.Fingerprint), now)
+	if err != nil {
+		return nil, refuse(wire.StaleChallenge, whyStale, "%v", err)
+	}
+	who.proven = true
+	failpoint("proven")
+	for {
+		cert, no := h.settle(ctx, at, item, s, now)
+		if no == nil {
+			failpoint("reply")
+			return h.enrolled(cert, now), nil
+		}
+		if !no.conflict() {
+			return nil, no
+		}
+		// Somebody changed the record in between: look again. The proof stands for the grant that
+		// it named, and for that one only.
+		if item, s, no = h.slot(ctx, at.Slot()); no != nil {
+			return nil, no
+		}
+		if s.grantID() != at.Grant() || s.level(at.EK()) != at.Level() {
+			return nil, refuse(wire.StaleChallenge, whyStale, "the grant of %s changed meanwhile", s.Node)
+		}
+	}
+}
+
+// settle gives the stored certificate to the key that it was made for, or makes one.
+func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, now time.Time) (*issued, *refusal) {
+	stored, no := decide(at, s, now)
+	if stored != nil || no != nil {
+		return stored, no
+	}
+	if no := h.maySign(now); no != nil {
+		return nil, no
+	}
+	ek, key, no := h.bindings(ctx, at)
+	if no != nil {
+		return nil, no
+	}
+	failpoint("claim")
+	cert, err := h.certify(at, s, now)
+	if err != nil {
+		return nil, refuse(wire.Busy, whySigning, "%v", err)
+	}
+	failpoint("signed")
+	err = h.store.Commit(ctx, store.Tx{
+		Guards: []store.Guard{item.Guard(), ek.Guard(), key.Guard()},
+		Puts: append(s.ending(now),
+			put(item.Key, s.with(cert, at.EK())),
+			store.Put{Key: ek.Key, Value: []byte(s.Node)},
+			store.Put{Key: key.Key, Value: []byte(s.Node)},
+		),
+		Events: []store.Event{event(now, "issue", s.Node, map[string]string{
+			"serial": cert.Serial, "ek": at.EK(), "key": at.Key(), "level": string(at.Level()), "grant": at.Grant(),
+		})},
+	})
+	if err != nil {
+		return nil, storeRefusal(err)
+	}
+	failpoint("stored")
+	h.signed(now)
+	return cert, nil
+}
+
+// decide looks at the record alone: a certificate to give again, a refusal, or neither, which means
+// that a new one may be made.
+func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
+	if s.Revoked {
+		return nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
+	}
+	if s.EK != "" && s.EK != at.EK() {
+		return nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
+	}
+	for _, c := range []*issued{s.Cert, s.Old} {
+		if c != nil && c.Key == at.Key() && now.Before(c.NotAfter) {
+			return c, nil
+		}
+	}
+	no := mayIssue(s, at.Level(), now)
+	if no != nil && no.reason == whyNotEnabled && s.Cert != nil {
+		if s.Cert.Key == at.Key() {
+			return nil, refuse(wire.NotEnabled, whyExpired, "the certificate of %s is over", s.Node)
+		}
+		return nil, refuse(wire.Refused, whyOtherKey, "the grant of %s led to the key %s", s.Node, s.Cert.Key)
+	}
+	return nil, no
+}
+
+// bindings reads to which names the EK and the key belong; both must be free, or this slot's.
+func (h *Head) bindings(ctx context.Context, at *attest.Attested) (ek, key store.Item, no *refusal) {
+	ek, err := h.store.Get(ctx, prefixEK+at.EK())
+	if err != nil {
+		return ek, key, storeRefusal(err)
+	}
+	key, err = h.store.Get(ctx, prefixKey+at.Key())
+	if err != nil {
+		return ek, key, storeRefusal(err)
+	}
+	if ek.Revision != 0 && string(ek.Value) != at.Slot() {
+		return ek, key, refuse(wire.Refused, whyEKTaken, "the EK is bound to %s", ek.Value)
+	}
+	if key.Revision != 0 && string(key.Value) != at.Slot() {
+		return ek, key, refuse(wire.Refused, whyKeyTaken, "the key is bound to %s", key.Value)
+	}
+	return ek, key, nil
+}
+
+// with returns the record after cert was made: the grant is used, the EK bound, and the certificate
+// before stays good until the new one's first use.
+func (s *slot) with(cert *issued, ek string) *slot {
+	next, g := *s, *s.Grant
+	g.Used = true
+	next.Grant = &g
+	next.EK = ek
+	if s.Cert != nil && s.Cert.Activated {
+		next.Old = s.Cert
+	}
+	next.Cert = cert
+	return &next
+}
+
+// ending records the end of a certificate that was never used when a new key takes its place.
+func (s *slot) ending(now time.Time) []store.Put {
+	if s.Cert == nil || s.Cert.Activated {
+		return nil
+	}
+	return []store.Put{put(prefixEnded+s.Cert.Serial, ended{At: now.UTC(), Reason: superseded, NotAfter: s.Cert.NotAfter})}
+}
+
+// clockSlack is how far the clock may step back, as time services make it, before signing stops.
+const clockSlack = time.Minute
+
+// maySign refuses while the clock is before its floor: the last moment on record (I8).
+func (h *Head) maySign(now time.Time) *refusal {
+	if floor := h.floor.Load(); now.Unix() < floor-int64(clockSlack/time.Second) {
+		return refuse(wire.Busy, whyClock, "the head's clock is before the last record, %s",
+			time.Unix(floor, 0).UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// signed raises the clock's floor.
+func (h *Head) signed(now time.Time) {
+	for {
+		floor := h.floor.Load()
+		if now.Unix() <= floor || h.floor.CompareAndSwap(floor, now.Unix()) {
+			return
+		}
+	}
+}

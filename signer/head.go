@@ -1,0 +1,288 @@
+// Package signer is the head: it decides which node gets a certificate, signs it once, and
+// remembers it.
+//
+// The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
+// enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
+// and ca.go make certificates, crl.go the revocation list; self.go is a node's first and later use of
+// its certificate; why.go explains. node.go, public.go and admin.go are the three listeners. What a
+// peer must prove is decided in package attest, what is remembered in package store.
+package signer
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"muster/internal/durable"
+	"muster/internal/wire"
+	"muster/signer/attest"
+	"muster/signer/store"
+)
+
+var headEKU = []asn1.ObjectIdentifier{wire.HeadEKU}
+
+// Config is what a head needs to run. Dir and Store must be set.
+type Config struct {
+	Dir   string      // state directory: ca/, epoch.key, public/
+	Store store.Store // opened; the caller closes it
+	// PublicURL is where nodes and others reach the public listener, as certificates name it:
+	// http://HOST:PORT. Empty: the cluster's first host with the port of PublicAddr.
+	PublicURL  string
+	PublicAddr string
+	Limits     Limits
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: discard
+}
+
+// Head is a running head.
+type Head struct {
+	dir       string
+	store     store.Store
+	publicURL string
+	limits    Limits
+	now       func() time.Time
+	log       *slog.Logger
+
+	cluster  cluster
+	ca       *authority
+	bundle   string // PEM: what nodes trust
+	verifier attest.Verifier
+	floor    atomic.Int64 // Unix seconds of the last record: the clock may not be before
+	server   atomic.Pointer[tls.Certificate]
+	crl      atomic.Pointer[[]byte] // DER
+	crlAsked chan struct{}
+	working  chan struct{} // a token for each request that does public-key work
+	seen     *sightings
+	refusals *throttle
+}
+
+// Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised.
+func Open(ctx context.Context, cfg Config) (*Head, error) {
+	h := &Head{
+		dir: cfg.Dir, store: cfg.Store, limits: cfg.Limits.orDefault(),
+		now: cfg.Now, log: cfg.Log,
+		crlAsked: make(chan struct{}, 1),
+		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		seen:     newSightings(),
+		refusals: &throttle{last: map[string]time.Time{}},
+	}
+	if h.now == nil {
+		h.now = time.Now
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	for _, load := range []func(context.Context) error{h.loadCluster, h.loadCA, h.loadEpochs, h.loadFloor, h.loadCRL} {
+		if err := load(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.setPublicURL(cfg); err != nil {
+		return nil, err
+	}
+	if err := h.renewServer(ctx); err != nil {
+		return nil, err
+	}
+	if err := h.signCRL(ctx); err != nil {
+		// Without a new CRL the old one is served; that beats not starting.
+		h.log.Error("CRL not signed", "err", err)
+	}
+	return h, nil
+}
+
+// ErrNotInitialised: there is no cluster here; `muster init` makes one.
+var ErrNotInitialised = errors.New("no cluster here")
+
+func (h *Head) loadCluster(ctx context.Context) error {
+	item, err := h.store.Get(ctx, keyCluster)
+	if err != nil {
+		return err
+	}
+	if item.Revision == 0 {
+		return fmt.Errorf("%s: %w", h.dir, ErrNotInitialised)
+	}
+	c, err := parse[cluster](item)
+	if err != nil {
+		return err
+	}
+	h.cluster = *c
+	return nil
+}
+
+// ErrPublicURL: the public URL is not one that a certificate may name.
+var ErrPublicURL = errors.New("not a URL for certificates")
+
+func (h *Head) setPublicURL(cfg Config) error {
+	if cfg.PublicURL == "" {
+		_, port, err := net.SplitHostPort(cfg.PublicAddr)
+		if err != nil {
+			port = "8080"
+		}
+		h.publicURL = "http://" + net.JoinHostPort(h.cluster.Hosts[0], port)
+		return nil
+	}
+	u, err := url.Parse(cfg.PublicURL)
+	if err != nil || u.Scheme != "http" || u.Host == "" || u.RawQuery != "" {
+		return fmt.Errorf("%w: %q (http://HOST:PORT)", ErrPublicURL, cfg.PublicURL)
+	}
+	h.publicURL = strings.TrimSuffix(cfg.PublicURL, "/")
+	return nil
+}
+
+// Pin is what nodes trust this head by.
+func (h *Head) Pin() string { return h.ca.pin() }
+
+func (h *Head) loadCA(context.Context) error {
+	cert, err := os.ReadFile(filepath.Join(h.dir, caCertFile))
+	if err != nil {
+		return err
+	}
+	key, err := os.ReadFile(filepath.Join(h.dir, caKeyFile))
+	if err != nil {
+		return err
+	}
+	if h.ca, err = parseAuthority(cert, key); err != nil {
+		return err
+	}
+	h.bundle = string(certificatePEM(h.ca.cert.Raw))
+	return nil
+}
+
+func (h *Head) loadEpochs(context.Context) error {
+	b, err := os.ReadFile(filepath.Join(h.dir, epochFile))
+	if err != nil {
+		return err
+	}
+	h.verifier.Epochs, err = attest.ParseEpochs(b)
+	return err
+}
+
+// loadFloor finds the last moment on record. The journal is read to its end, so a damaged entry
+// there does not stop the head.
+func (h *Head) loadFloor(ctx context.Context) error {
+	last, err := h.lastEntry(ctx)
+	if err != nil {
+		return err
+	}
+	h.floor.Store(max(last.Time.Unix(), h.ca.cert.NotBefore.Unix()))
+	return nil
+}
+
+// loadCRL serves the CRL of the last run until there is a newer one.
+func (h *Head) loadCRL(context.Context) error {
+	der, err := os.ReadFile(filepath.Join(h.dir, "public", h.ca.id()+".crl"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		h.crl.Store(&der)
+	}
+	return err
+}
+
+// renewServer makes the key and certificate with which this process serves. The key is never on a
+// disk; the certificate is on record before it is used.
+func (h *Head) renewServer(ctx context.Context) error {
+	now := h.now()
+	if no := h.maySign(now); no != nil {
+		return no
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	cert, err := h.certifyHead(key.Public(), now)
+	if err != nil {
+		return err
+	}
+	serial := serialHex(cert.SerialNumber)
+	err = h.store.Commit(ctx, store.Tx{
+		Puts:   []store.Put{{Key: prefixHead + serial, Value: cert.Raw}},
+		Events: []store.Event{event(now, "head-cert", "", map[string]string{"serial": serial})},
+	})
+	if err != nil {
+		return err
+	}
+	// The root goes along: a node that knows only its hash finds it here.
+	h.server.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw, h.ca.cert.Raw}, PrivateKey: key, Leaf: cert})
+	h.signed(now)
+	return nil
+}
+
+// tend keeps what ages fresh, until ctx ends: epoch key, server certificate, CRL.
+func (h *Head) tend(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	crlAt := h.now().Add(crlEvery)
+	for {
+		crl := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.crlAsked:
+			crl = true
+		case <-tick.C:
+		}
+		now := h.now()
+		if h.verifier.Epochs.Due(now) {
+			h.try("epoch key not changed", h.rotateEpoch())
+		}
+		if leaf := h.server.Load().Leaf; now.After(leaf.NotBefore.Add(headLife * 2 / 3)) {
+			h.try("server certificate not renewed", h.renewServer(ctx))
+		}
+		if crl || now.After(crlAt) {
+			h.try("CRL not signed", h.signCRL(ctx))
+			crlAt = now.Add(crlEvery)
+		}
+	}
+}
+
+func (h *Head) try(failed string, err error) {
+	if err != nil {
+		h.log.Error(failed, "err", err)
+	}
+}
+
+// rotateEpoch makes the new key durable before it is used: a challenge made just before a crash can
+// be answered just after.
+func (h *Head) rotateEpoch() error {
+	next := h.verifier.Epochs.Rotated(h.now())
+	if err := durable.WriteFile(filepath.Join(h.dir, epochFile), next.Marshal(), 0o600); err != nil {
+		return err
+	}
+	h.verifier.Epochs.Replace(next)
+	return nil
+}
+
+// admit waits for a place to do public-key work in, and says busy when that takes too long. The
+// caller calls done.
+func (h *Head) admit(ctx context.Context) (done func(), no *refusal) {
+	select {
+	case h.working <- struct{}{}:
+		return func() { <-h.working }, nil
+	default:
+	}
+	wait := time.NewTimer(h.limits.Queue)
+	defer wait.Stop()
+	select {
+	case h.working <- struct{}{}:
+		return func() { <-h.working }, nil
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return nil, refuse(wire.Busy, whyOverload, "too many requests at once")
+}

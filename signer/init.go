@@ -1,0 +1,129 @@
+package signer
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"muster/internal/durable"
+	"muster/signer/attest"
+	"muster/signer/store"
+)
+
+// Files of the state directory, beside the store.
+const (
+	caCertFile = "ca/ca.pem"
+	caKeyFile  = "ca/ca.key"
+	epochFile  = "epoch.key"
+)
+
+// Plan is what `muster init` asks for.
+type Plan struct {
+	Cluster     string   // name, in certificates' O; letters, digits, dot, dash, underscore
+	TrustDomain string   // SPIFFE trust domain; empty: Cluster in lower case
+	Hosts       []string // DNS names and IP addresses of the head
+}
+
+// Made is what `muster init` made, for people and programs.
+type Made struct {
+	Cluster string `json:"cluster"`
+	Pin     string `json:"pin"`  // "sha256:" + hex of the CA's SPKI
+	Cert    string `json:"cert"` // PEM
+}
+
+// ErrPlan: what was asked for cannot be made.
+var ErrPlan = errors.New("cannot make this cluster")
+
+var (
+	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	domainName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+	hostName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?$`)
+)
+
+// Check fills in what p leaves open and reports ErrPlan.
+func (p *Plan) Check() error {
+	if !clusterName.MatchString(p.Cluster) {
+		return fmt.Errorf("%w: cluster name %q is not of letters, digits, '.', '-', '_'", ErrPlan, p.Cluster)
+	}
+	if p.TrustDomain == "" {
+		p.TrustDomain = strings.ToLower(p.Cluster)
+	}
+	if !domainName.MatchString(p.TrustDomain) {
+		return fmt.Errorf("%w: trust domain %q is not of lower-case letters, digits, '.', '-', '_'", ErrPlan, p.TrustDomain)
+	}
+	if len(p.Hosts) == 0 {
+		return fmt.Errorf("%w: no host name or address for the head", ErrPlan)
+	}
+	for _, host := range p.Hosts {
+		if net.ParseIP(host) == nil && !hostName.MatchString(host) {
+			return fmt.Errorf("%w: host %q is neither a DNS name nor an IP address", ErrPlan, host)
+		}
+	}
+	return nil
+}
+
+// Init makes a cluster in dir, whose store st is new and empty. Only the last step, the record of the
+// cluster in the store, makes it one; before that, Init may simply be run again.
+func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.Time) (*Made, error) {
+	if err := plan.Check(); err != nil {
+		return nil, err
+	}
+	ca, err := newAuthority(plan.Cluster, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeCA(dir, ca); err != nil {
+		return nil, err
+	}
+	epochs := attest.NewEpochs(now)
+	if err := durable.WriteFile(filepath.Join(dir, epochFile), epochs.Marshal(), 0o600); err != nil {
+		return nil, err
+	}
+	c := cluster{
+		ID: newID(), Name: plan.Cluster, TrustDomain: plan.TrustDomain, Hosts: plan.Hosts, Made: now.UTC(),
+	}
+	err = st.Commit(ctx, store.Tx{
+		Guards: []store.Guard{{Key: keyCluster}},
+		Puts:   []store.Put{put(keyCluster, c)},
+		Events: []store.Event{event(now, "init", "", map[string]string{"cluster": c.ID, "pin": ca.pin()})},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Made{Cluster: plan.Cluster, Pin: ca.pin(), Cert: string(certificatePEM(ca.cert.Raw))}, nil
+}
+
+func writeCA(dir string, ca *authority) error {
+	cert, key, err := ca.marshal()
+	if err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"ca", 0o700}, {"public", 0o755}} {
+		if err := os.MkdirAll(filepath.Join(dir, d.name), d.mode); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+		mode os.FileMode
+	}{{caKeyFile, key, 0o600}, {caCertFile, cert, 0o644}, {"public/ca.pem", cert, 0o644}} {
+		if err := durable.WriteFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
+			return err
+		}
+	}
+	return durable.SyncDir(dir)
+}
+
+// CA returns the certificate that nodes pin.
+func (h *Head) CA() *x509.Certificate { return h.ca.cert }

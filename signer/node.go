@@ -1,0 +1,205 @@
+package signer
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/store"
+)
+
+// peer is who sent a request, as far as it is known, for `muster why` and the journal.
+type peer struct {
+	addr   string
+	node   string
+	ek     string
+	proven bool
+}
+
+// NodeHandler serves DESIGN's node endpoints. Its connections must come through NodeTLS.
+func (h *Head) NodeHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+wire.PathBundle, h.serveBundle)
+	mux.HandleFunc("POST "+wire.PathChallenge, serveLeg(h, h.challenge))
+	mux.HandleFunc("POST "+wire.PathEnroll, serveLeg(h, h.enroll))
+	mux.HandleFunc("GET "+wire.PathSelf, h.serveSelf)
+	return onlyKnown(mux)
+}
+
+// NodeTLS is TLS 1.3 without session tickets. A client certificate is asked for and its key's
+// possession proven by the handshake; whether it is good is decided on each request, from the
+// record, which an end of the certificate changes at once.
+func (h *Head) NodeTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		ClientAuth:             tls.RequestClientCert,
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{"http/1.1"},
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return h.server.Load(), nil },
+	}
+}
+
+func (h *Head) serveBundle(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	io.WriteString(w, h.bundle)
+}
+
+// serveLeg reads a body within its limits, runs one leg and answers.
+func serveLeg[T any](h *Head, leg func(context.Context, []byte, *peer) (*T, *refusal)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		who := &peer{addr: address(r)}
+		body, no := readBody(r)
+		if no != nil {
+			h.refused(w, r.Context(), who, no)
+			return
+		}
+		answer, no := leg(r.Context(), body, who)
+		if no != nil {
+			h.refused(w, r.Context(), who, no)
+			return
+		}
+		h.seen.note(who.node, true, sighting{At: h.now(), Addr: who.addr, EK: who.ek, Proven: who.proven})
+		writeJSON(w, http.StatusOK, answer)
+	}
+}
+
+func (h *Head) serveSelf(w http.ResponseWriter, r *http.Request) {
+	who := &peer{addr: address(r)}
+	cert := clientCertificate(r)
+	if cert == nil {
+		h.refused(w, r.Context(), who, refuse(wire.NotEnabled, whyNotOnRecord, "no client certificate"))
+		return
+	}
+	answer, no := h.self(r.Context(), cert, who)
+	if no != nil {
+		h.refused(w, r.Context(), who, no)
+		return
+	}
+	h.seen.note(who.node, true, sighting{At: h.now(), Addr: who.addr, EK: who.ek, Proven: true})
+	writeJSON(w, http.StatusOK, answer)
+}
+
+func clientCertificate(r *http.Request) *x509.Certificate {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil
+	}
+	return r.TLS.PeerCertificates[0]
+}
+
+// readBody refuses a body that is too large, of unknown length or encoded, without reading it.
+func readBody(r *http.Request) ([]byte, *refusal) {
+	switch {
+	case r.ContentLength > wire.MaxBody:
+		return nil, refuse(wire.TooLarge, whyTooLarge, "a body of %d bytes", r.ContentLength)
+	case r.ContentLength < 0:
+		return nil, refuse(wire.BadRequest, whyForm, "a body of unknown length")
+	case r.Header.Get("Content-Encoding") != "":
+		return nil, refuse(wire.BadRequest, whyForm, "an encoded body")
+	case r.Header.Get("Content-Type") != "application/json":
+		return nil, refuse(wire.BadRequest, whyForm, "Content-Type is not application/json")
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, refuse(wire.BadRequest, whyForm, "the body was cut short")
+	}
+	return body, nil
+}
+
+// refused answers with a code that says no more than the peer has earned, and remembers the reason.
+func (h *Head) refused(w http.ResponseWriter, ctx context.Context, who *peer, no *refusal) {
+	now := h.now()
+	one := sighting{At: now, Addr: who.addr, Reason: no.reason, Detail: no.detail, EK: who.ek, Proven: who.proven}
+	h.seen.note(who.node, no.reason != whyUnknown && h.isKnown(ctx, who.node), one)
+	code := no.code
+	if who.proven {
+		h.journalRefusal(ctx, who, no, now)
+	} else {
+		code = no.unproven()
+		// A stranger costs no disk write, so no line in the journal either: debug only.
+		h.log.Debug("refused", "node", who.node, "addr", who.addr, "reason", string(no.reason), "detail", no.detail)
+	}
+	if code == wire.Busy {
+		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
+	}
+	if code == wire.TooLarge || code == wire.BadRequest {
+		w.Header().Set("Connection", "close")
+	}
+	text := message(code)
+	if code == wire.BadRequest {
+		text = no.detail // about form only, which the peer knows
+	}
+	writeJSON(w, code.Status(), &wire.Error{Code: code, Message: text})
+}
+
+func (h *Head) isKnown(ctx context.Context, name string) bool {
+	item, err := h.store.Get(ctx, prefixSlot+name)
+	return err == nil && item.Revision != 0
+}
+
+// journalRefusal records a refusal after proof, at most one a minute for each name and reason.
+func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now time.Time) {
+	if no.reason == whyStore || !h.refusals.allow(who.node+"/"+string(no.reason), now) {
+		return
+	}
+	ev := event(now, "refuse", who.node, map[string]string{"reason": string(no.reason), "detail": no.detail, "ek": who.ek, "addr": who.addr})
+	if err := h.store.Commit(ctx, store.Tx{Events: []store.Event{ev}}); err != nil {
+		h.log.Error("refusal not recorded", "node", who.node, "err", err)
+	}
+}
+
+// throttle lets each name through once a minute. It holds names that proved themselves, which are
+// no more than the record has.
+type throttle struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (t *throttle) allow(name string, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if last, ok := t.last[name]; ok && now.Sub(last) < time.Minute {
+		return false
+	}
+	t.last[name] = now
+	return true
+}
+
+func address(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("signer: " + err.Error())
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	w.Write(b)
+}
+
+// onlyKnown answers for paths and methods that mux does not have in the wire's own form.
+func onlyKnown(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern == "" || r.URL.RawQuery != "" || r.URL.Path != r.URL.EscapedPath() {
+			w.Header().Set("Connection", "close")
+			writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}

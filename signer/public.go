@@ -1,0 +1,40 @@
+package signer
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// PublicHandler serves, over plain HTTP, what needs no secrecy: the CRL that certificates point to,
+// and whether this head is well. It goes on when the store has failed (I8).
+func (h *Head) PublicHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+crlPath(h.ca.id()), h.serveCRL)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", h.serveReady)
+	return onlyKnown(mux)
+}
+
+func (h *Head) serveCRL(w http.ResponseWriter, _ *http.Request) {
+	der := h.crl.Load()
+	if der == nil {
+		http.Error(w, "no CRL yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/pkix-crl") // RFC 5280, 4.2.1.13
+	w.Write(*der)
+}
+
+// serveReady says whether this head can sign now.
+func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {
+	if no := h.maySign(h.now()); no != nil {
+		http.Error(w, string(no.reason), http.StatusServiceUnavailable)
+		return
+	}
+	if _, err := h.store.Get(r.Context(), keyCluster); err != nil {
+		http.Error(w, string(whyStore), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}

@@ -1,0 +1,140 @@
+package signer
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/store"
+)
+
+// Keys of the store. A name, an EK and a node key each belong to at most one another; the bindings
+// stand under keys of their own so that one transaction can guard all three.
+const (
+	keyCluster  = "cluster"
+	keyCRL      = "crl"
+	prefixSlot  = "slot/"
+	prefixEK    = "ek/"    // + fingerprint of an EK -> node name
+	prefixKey   = "key/"   // + fingerprint of a node key -> node name
+	prefixHead  = "head/"  // + serial of a head certificate -> its DER
+	prefixEnded = "ended/" // + serial -> why and when a certificate ended before its time
+)
+
+// cluster is what `muster init` decided, once.
+type cluster struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	TrustDomain string    `json:"trust_domain"`
+	Hosts       []string  `json:"hosts"` // names and addresses for the head's own certificates
+	Made        time.Time `json:"made"`
+}
+
+// State is where a slot is in its life, as `muster certs list` shows it.
+type State string
+
+const (
+	StateDisabled State = "disabled" // may not enrol; a certificate it has lives on, but is not renewed
+	StateOpen     State = "open"     // may enrol until the window closes
+	StatePending  State = "pending"  // a proven TPM waits for the administrator's approval
+	StateIssued   State = "issued"   // certificate given, not yet seen in use
+	StateActive   State = "active"   // certificate seen in use
+	StateExpired  State = "expired"
+	StateRevoked  State = "revoked"
+)
+
+// States are all states, in the order of a slot's life.
+var States = []State{StateDisabled, StateOpen, StatePending, StateIssued, StateActive, StateExpired, StateRevoked}
+
+// slot is the administrator's record of one node, and the only source of names (I4).
+type slot struct {
+	Node     string   `json:"node"`
+	EK       string   `json:"ek,omitempty"`     // fingerprint; bound by enrolment, or pinned
+	Pinned   bool     `json:"pinned,omitempty"` // the administrator recorded EK
+	Disabled bool     `json:"disabled,omitempty"`
+	Revoked  bool     `json:"revoked,omitempty"`
+	DNS      []string `json:"dns,omitempty"`
+	IP       []string `json:"ip,omitempty"`
+	Grant    *grant   `json:"grant,omitempty"`
+	Cert     *issued  `json:"cert,omitempty"`
+	// Old is the certificate that Cert replaces; it lives until Cert is first used, so that a
+	// lost answer never locks a node out.
+	Old *issued `json:"old,omitempty"`
+}
+
+// grant is one `certs enable`: it leads to certificates for at most one key (I1).
+type grant struct {
+	ID    string     `json:"id"`
+	Until time.Time  `json:"until"`
+	Level wire.Level `json:"level"` // at least
+	Used  bool       `json:"used,omitempty"`
+}
+
+// issued is a certificate in the record.
+type issued struct {
+	DER       []byte     `json:"der"`
+	Serial    string     `json:"serial"` // lower-case hex
+	Key       string     `json:"key"`    // fingerprint of the node key
+	Level     wire.Level `json:"level"`
+	Issued    time.Time  `json:"issued"`
+	NotAfter  time.Time  `json:"not_after"`
+	Activated bool       `json:"activated,omitempty"` // seen in use over mTLS
+}
+
+func (s *slot) open(now time.Time) bool {
+	return !s.Revoked && !s.Disabled && s.Grant != nil && !s.Grant.Used && now.Before(s.Grant.Until)
+}
+
+func (s *slot) state(now time.Time) State {
+	switch {
+	case s.Revoked:
+		return StateRevoked
+	case s.Disabled:
+		return StateDisabled
+	case s.Cert != nil && now.Before(s.Cert.NotAfter) && s.Cert.Activated:
+		return StateActive
+	case s.Cert != nil && now.Before(s.Cert.NotAfter):
+		return StateIssued
+	case s.open(now):
+		return StateOpen
+	case s.Cert != nil:
+		return StateExpired
+	}
+	return StateDisabled
+}
+
+// level is what the record alone gives an EK: the administrator's word, or nothing yet.
+func (s *slot) level(ek string) wire.Level {
+	if s.Pinned && s.EK == ek {
+		return wire.Pinned
+	}
+	return wire.TOFU
+}
+
+// grantID is the id that a challenge binds; empty when the slot never had a grant.
+func (s *slot) grantID() string {
+	if s.Grant == nil {
+		return ""
+	}
+	return s.Grant.ID
+}
+
+func put(key string, v any) store.Put {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("signer: " + err.Error())
+	}
+	return store.Put{Key: key, Value: b}
+}
+
+func parse[T any](item store.Item) (*T, error) {
+	v := new(T)
+	if err := json.Unmarshal(item.Value, v); err != nil {
+		return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
+	}
+	return v, nil
+}
+
+func event(now time.Time, kind, node string, fields map[string]string) store.Event {
+	return store.Event{Time: now.UTC(), Kind: kind, Node: node, Fields: fields}
+}

@@ -1,0 +1,92 @@
+package signer
+
+import (
+	"errors"
+	"fmt"
+
+	"muster/internal/wire"
+	"muster/signer/store"
+)
+
+// refusal is why a request was not granted. A peer that has proved nothing is told only its code,
+// and of all codes but the ones about form only not_enabled; reason is for `muster why`.
+type refusal struct {
+	code   wire.Code
+	reason reason
+	detail string
+	cause  error // of the store, where that is why
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %s", r.reason, r.detail) }
+
+// reason is one of a closed set, so that `muster why` has a sentence and a remedy for each.
+type reason string
+
+const (
+	whyForm        reason = "form"
+	whyUnknown     reason = "unknown"       // no record of that name
+	whyNotEnabled  reason = "not-enabled"   // never, or the grant is used
+	whyWindowOver  reason = "window-over"   // enabled, but too late
+	whyDisabled    reason = "disabled"      // by the administrator
+	whyRevoked     reason = "revoked"       // by the administrator
+	whyOtherTPM    reason = "other-tpm"     // the name is bound to another EK
+	whyOtherKey    reason = "other-key"     // the grant led to another key
+	whyEKTaken     reason = "ek-taken"      // the EK is bound to another name
+	whyKeyTaken    reason = "key-taken"     // the node key is bound to another name
+	whyLevel       reason = "level"         // proven, but not as much as the grant asks for
+	whyStale       reason = "stale"         // an answer to no challenge that is still good
+	whyNotOnRecord reason = "not-on-record" // a certificate that is not, or no more, the record's
+	whyStore       reason = "store"         // the store cannot be read or written
+	whyClock       reason = "clock"         // the head's clock is before its floor
+	whySigning     reason = "signing"       // the CA cannot sign
+	whyOverload    reason = "overload"
+	whyTooLarge    reason = "too-large"
+	whyNoSuchThing reason = "no-such-thing" // path or method
+	whyCSR         reason = "csr"
+	whyExpired     reason = "expired" // the certificate is over
+)
+
+func refuse(code wire.Code, why reason, format string, args ...any) *refusal {
+	return &refusal{code: code, reason: why, detail: fmt.Sprintf(format, args...)}
+}
+
+func storeRefusal(err error) *refusal {
+	return &refusal{code: wire.Busy, reason: whyStore, detail: err.Error(), cause: err}
+}
+
+// conflict says that the record changed between reading and writing.
+func (r *refusal) conflict() bool { return errors.Is(r.cause, store.ErrConflict) }
+
+// unproven is what may be told to a peer that has proved nothing.
+func (r *refusal) unproven() wire.Code {
+	switch r.code {
+	case wire.Refused, wire.Revoked, wire.Pending, wire.KeyBarred:
+		return wire.NotEnabled
+	}
+	return r.code
+}
+
+// message is the text beside a code. It says no more than the code does.
+func message(c wire.Code) string {
+	switch c {
+	case wire.NotEnabled:
+		return "this node may not enrol now"
+	case wire.Pending:
+		return "waiting for the administrator's approval"
+	case wire.Refused:
+		return "refused; the administrator can see why"
+	case wire.Revoked:
+		return "revoked by the administrator"
+	case wire.KeyBarred:
+		return "this key may not be used again"
+	case wire.StaleChallenge:
+		return "the challenge is no longer good; ask for a new one"
+	case wire.Busy:
+		return "try again later"
+	case wire.TooLarge:
+		return "body is too large"
+	case wire.NotFound:
+		return "no such path or method"
+	}
+	return "bad request"
+}

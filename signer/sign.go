@@ -1,0 +1,81 @@
+package signer
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"net"
+	"net/url"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/attest"
+)
+
+// certify makes the certificate of a node whose key has been attested. The key comes from the
+// proof, everything else from the record s and the cluster (I4); nothing comes from the CSR.
+func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, error) {
+	tmpl := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: s.Node, Organization: []string{h.cluster.Name}},
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		DNSNames:              s.DNS,
+		URIs:                  []*url.URL{h.spiffe("node", s.Node)},
+		Policies:              at.Level().Policies(),
+		CRLDistributionPoints: []string{h.crlURL()},
+	}
+	for _, ip := range s.IP {
+		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
+	}
+	der, err := h.ca.sign(tmpl, at.PublicKey(), nodeLife, now)
+	if err != nil {
+		return nil, err
+	}
+	return &issued{
+		DER: der, Serial: serialHex(tmpl.SerialNumber), Key: at.Key(), Level: at.Level(),
+		Issued: now.UTC(), NotAfter: tmpl.NotAfter.UTC(),
+	}, nil
+}
+
+// certifyHead makes a certificate that may play the head.
+func (h *Head) certifyHead(pub any, now time.Time) (*x509.Certificate, error) {
+	tmpl := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: h.cluster.Hosts[0], Organization: []string{h.cluster.Name}},
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		UnknownExtKeyUsage:    headEKU,
+		URIs:                  []*url.URL{h.spiffe("head", h.cluster.Hosts[0])},
+		CRLDistributionPoints: []string{h.crlURL()},
+	}
+	for _, host := range h.cluster.Hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, host)
+		}
+	}
+	der, err := h.ca.sign(tmpl, pub, headLife, now)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+func (h *Head) spiffe(class, name string) *url.URL {
+	return &url.URL{Scheme: "spiffe", Host: h.cluster.TrustDomain, Path: "/" + class + "/" + name}
+}
+
+func (h *Head) crlURL() string { return h.publicURL + crlPath(h.ca.id()) }
+
+// enrolled is the answer for a certificate of the record.
+func (h *Head) enrolled(c *issued, now time.Time) *wire.Enrolled {
+	state := StateIssued
+	if c.Activated {
+		state = StateActive
+	}
+	return &wire.Enrolled{Cert: c.DER, Bundle: h.bundle, State: string(state), Time: now.Unix()}
+}
+
+func newID() string {
+	return hex.EncodeToString(newSerial().FillBytes(make([]byte, 16)))
+}
