@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/spf13/cobra"
+
+	"muster/internal/wire"
+	"muster/signer"
+)
+
+func (e *env) certsCommand() *cobra.Command {
+	return group("certs", "Which nodes may enrol, and what they got",
+		e.enableCommand(), e.disableCommand(), e.listCommand(), e.showCommand())
+}
+
+// choice is how a command is told which nodes.
+type choice struct {
+	ids []string
+	all bool
+}
+
+// flags uses StringArray: a StringSlice would cut n[1,3] at its comma.
+func (c *choice) flags(cmd *cobra.Command, withAll bool) {
+	cmd.Flags().StringArrayVarP(&c.ids, "ids", "i", nil, "`nodes`, as 'n[0-99],gpu[01-16]'; may be given again")
+	if withAll {
+		cmd.Flags().BoolVarP(&c.all, "all", "a", false, "all known nodes")
+	}
+	cmd.RegisterFlagCompletionFunc("ids", completeNodes)
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.ValidArgsFunction = completeNodes
+}
+
+// with adds the nodes named without -i. Where all of them are files, the shell has most likely
+// read n[0-9] as a pattern.
+func (c *choice) with(args []string) error {
+	if len(args) > 1 {
+		files := 0
+		for _, a := range args {
+			if _, err := os.Lstat(a); err == nil {
+				files++
+			}
+		}
+		if files == len(args) {
+			return fail(exitUsage, "quote the set: -i 'n[0-99]'", "the shell took the nodes for the file names %s", strings.Join(args, " "))
+		}
+	}
+	c.ids = append(c.ids, args...)
+	return nil
+}
+
+// completeNodes completes the last name of a set from the daemon's record.
+func completeNodes(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	e := &env{}
+	e.socket, _ = cmd.Flags().GetString("socket")
+	before := toComplete[:strings.LastIndexByte(toComplete, ',')+1]
+	var names []string
+	call[int](cmd.Context(), e, signer.AdminList, signer.ListRequest{}, func(f signer.Frame) error {
+		var v signer.NodeView
+		if json.Unmarshal(f.Item, &v) == nil && strings.HasPrefix(before+v.Node, toComplete) {
+			names = append(names, before+v.Node)
+		}
+		return nil
+	})
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (e *env) enableCommand() *cobra.Command {
+	var which choice
+	var ek, level string
+	var asJSON bool
+	req := signer.EnableRequest{}
+	c := &cobra.Command{
+		Use:   "enable -i NODES",
+		Short: "Let nodes enrol, once each, until the window closes",
+		Long: `enable opens a grant for each node: within the window, one TPM may prove itself and get
+one certificate for one key. Enabling again extends a window. A node that has a
+certificate already may use the grant for a new key of the same TPM.
+
+Levels: pinned, the TPM's EK is recorded with --ek; tofu, the first TPM seen in the
+window, which is trust on first use and proves no genuine TPM.`,
+		Example: `  muster certs enable -i 'n[0-99]'
+  muster certs enable -i n7 --level pinned --ek 7c1d…90ab     (on the node: muster-agent ek)`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := which.with(args); err != nil {
+				return err
+			}
+			if ek != "" {
+				fingerprint, err := readEK(ek)
+				if err != nil {
+					return err
+				}
+				req.EK = fingerprint
+				if !cmd.Flags().Changed("level") {
+					level = string(wire.Pinned)
+				}
+			}
+			req.IDs, req.All, req.Level = which.ids, which.all, wire.Level(level)
+			done, err := e.change(cmd.Context(), signer.AdminEnable, req, "enabling")
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(e.out).Encode(done)
+			}
+			e.sayEnabled(done, req)
+			return nil
+		},
+	}
+	which.flags(c, true)
+	f := c.Flags()
+	f.DurationVar(&req.For, "for", time.Hour, "how long the window stays open")
+	f.StringVar(&level, "level", string(wire.TOFU), "ask for at least this `level`: tofu or pinned")
+	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
+	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
+	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
+	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
+	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"tofu", "pinned"}, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
+	fmt.Fprintf(e.out, "%s may enrol until %s:  %s       level %s\n", nodes(d.Count), d.Until.Local().Format("15:04 on Jan 2"), d.Nodes, req.Level)
+	for _, line := range []struct{ what, nodes string }{
+		{"new", d.New}, {"opened", d.Opened}, {"extended", d.Extended},
+	} {
+		if line.nodes != "" {
+			fmt.Fprintf(e.out, "  %-9s %s\n", line.what, line.nodes)
+		}
+	}
+}
+
+func nodes(n int) string {
+	if n == 1 {
+		return "1 node"
+	}
+	return fmt.Sprintf("%d nodes", n)
+}
+
+func (e *env) disableCommand() *cobra.Command {
+	var which choice
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "disable -i NODES",
+		Short:   "Close grants; certificates already given live on",
+		Example: `  muster certs disable -i 'n[0-99]'`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := which.with(args); err != nil {
+				return err
+			}
+			done, err := e.change(cmd.Context(), signer.AdminDisable, signer.DisableRequest{IDs: which.ids, All: which.all}, "disabling")
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(e.out).Encode(done)
+			}
+			fmt.Fprintf(e.out, "%s disabled:  %s\n", nodes(done.Count), done.Nodes)
+			if done.Unchanged != "" {
+				fmt.Fprintf(e.out, "  already   %s\n", done.Unchanged)
+			}
+			return nil
+		},
+	}
+	which.flags(c, true)
+	c.Flags().BoolVar(&asJSON, "json", false, "print what changed as JSON")
+	return c
+}
+
+// change runs a change of many nodes, with a progress bar where somebody watches.
+func (e *env) change(ctx context.Context, path string, req any, doing string) (*signer.Changed, error) {
+	var tracker *progress.Tracker
+	stop := func() {}
+	done, err := call[signer.Changed](ctx, e, path, req, func(f signer.Frame) error {
+		if tracker == nil && isTerminal(e.err) {
+			tracker, stop = e.progress(doing, f.Total)
+		}
+		if tracker != nil {
+			tracker.SetValue(int64(f.Done))
+		}
+		return nil
+	})
+	stop()
+	return done, err
+}
+
+func (e *env) progress(doing string, total int) (*progress.Tracker, func()) {
+	w := progress.NewWriter()
+	w.SetOutputWriter(e.err)
+	w.SetAutoStop(false)
+	w.SetUpdateFrequency(100 * time.Millisecond)
+	tracker := &progress.Tracker{Message: doing, Total: int64(total), RemoveOnCompletion: true}
+	w.AppendTracker(tracker)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.Render()
+	}()
+	return tracker, func() {
+		tracker.MarkAsDone()
+		w.Stop()
+		<-ended
+	}
+}
+
+// readEK takes an EK's fingerprint, or finds it in a file: a line of `muster-agent ek`, or a PEM
+// public key or certificate.
+func readEK(arg string) (string, error) {
+	if isSHA256(arg) {
+		return strings.ToLower(arg), nil
+	}
+	b, err := os.ReadFile(arg)
+	if err != nil {
+		return "", fail(exitUsage, "on the node: muster-agent ek", "--ek %q is neither a SHA-256 in hex nor a file", arg)
+	}
+	if block, _ := pem.Decode(b); block != nil {
+		return ekFromPEM(arg, block)
+	}
+	if fields := strings.Fields(string(b)); len(fields) > 0 && isSHA256(fields[0]) {
+		return strings.ToLower(fields[0]), nil
+	}
+	return "", fail(exitUsage, "on the node: muster-agent ek > FILE", "--ek %s: no EK in this file", arg)
+}
+
+func ekFromPEM(path string, block *pem.Block) (string, error) {
+	spki := block.Bytes
+	if block.Type == "CERTIFICATE" {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return "", fail(exitUsage, "", "--ek %s: %v", path, err)
+		}
+		spki = cert.RawSubjectPublicKeyInfo
+	}
+	if _, err := x509.ParsePKIXPublicKey(spki); err != nil {
+		return "", fail(exitUsage, "", "--ek %s: a PEM %q is neither a public key nor a certificate", path, block.Type)
+	}
+	sum := sha256.Sum256(spki)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+func isSHA256(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == sha256.Size
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+
+	"muster/signer"
+)
+
+// call asks the daemon for one thing. Items of a listing and progress are handed on as they come.
+func call[T any](ctx context.Context, e *env, path string, req any, each func(signer.Frame) error) (*T, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", e.socket)
+		},
+	}}
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://muster"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(hr)
+	if err != nil {
+		return nil, unreachable(e.socket, err)
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var f signer.Frame
+		if err := dec.Decode(&f); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, fail(exitUnreachable, "journalctl -u muster", "the daemon's answer broke off: %v", err)
+		}
+		switch {
+		case f.Error != nil:
+			return nil, fromHead(f.Error)
+		case f.Result != nil:
+			result := new(T)
+			return result, json.Unmarshal(f.Result, result)
+		case each != nil:
+			if err := each(f); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+func unreachable(socket string, err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) {
+		return fail(exitUnreachable, "", "%v", err)
+	}
+	hint := "systemctl start muster, or muster serve; --socket PATH if it has another"
+	if errors.Is(err, fs.ErrPermission) {
+		hint = "run as root or as a member of the group muster"
+	}
+	return fail(exitUnreachable, hint, "no daemon at %s: %v", socket, op.Err)
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"muster/internal/durable"
+	"muster/signer"
+	"muster/signer/store"
+	"muster/signer/store/bolt"
+)
+
+const (
+	defaultDir = "/var/lib/muster"
+	storeFile  = "store.db"
+	// unborn is the store's name until it holds a cluster; a crash before that leaves no store.
+	unborn = "store.db.init"
+)
+
+func (e *env) initCommand() *cobra.Command {
+	var dir string
+	var plan signer.Plan
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make a cluster: its CA, its store and its state directory",
+		Long: `init makes, once, what muster serve needs: the cluster's CA, the store and the state
+directory. It prints the pin that nodes must know to trust this head. It never replaces a
+cluster; a run that was cut short can simply be repeated.`,
+		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(plan.Hosts) == 0 {
+				plan.Hosts = ownHosts()
+			}
+			made, err := initialise(cmd.Context(), dir, plan)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(e.out).Encode(made)
+			}
+			e.welcome(dir, plan, made)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&dir, "dir", defaultDir, "state `directory`")
+	f.StringVar(&plan.Cluster, "cluster", "cluster", "the cluster's `name`, as certificates show it")
+	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain` (default: the cluster's name)")
+	f.StringSliceVar(&plan.Hosts, "host", nil, "`names` and addresses under which nodes reach this head (default: its own)")
+	f.BoolVar(&asJSON, "json", false, "print the pin and the CA certificate as JSON")
+	return c
+}
+
+func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made, error) {
+	if err := plan.Check(); err != nil {
+		return nil, fail(exitUsage, "muster init --help", "%v", err)
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := os.Lstat(filepath.Join(dir, storeFile)); err == nil {
+		return nil, fail(exitPolicy, "muster serve --dir "+dir, "%s has a cluster already; init never replaces one", dir)
+	}
+	path := filepath.Join(dir, unborn)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if err := bolt.Create(path, hostname()); err != nil {
+		return nil, err
+	}
+	st, err := bolt.Open(path, time.Second)
+	if err != nil {
+		return nil, err
+	}
+	made, err := signer.Init(ctx, dir, st, plan, time.Now())
+	if err := errors.Join(err, st.Close()); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(path, filepath.Join(dir, storeFile)); err != nil {
+		return nil, err
+	}
+	return made, durable.SyncDir(dir)
+}
+
+// lockDir makes dir, for its owner alone, and keeps two inits apart.
+func lockDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fail(exitFailed, "run as root, or give --dir", "%v", err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fail(exitFailed, "run as root, or give --dir", "%v", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		return nil, fail(exitFailed, "wait for it to end", "another muster init is at work in %s", dir)
+	}
+	return func() { d.Close() }, nil
+}
+
+func (e *env) welcome(dir string, plan signer.Plan, made *signer.Made) {
+	fmt.Fprintf(e.out, `cluster %s made in %s
+pin     %s
+
+Next:
+  1. muster serve
+  2. put on your nodes' boot line:  muster.head=https://%s muster.ca=%s
+  3. muster certs enable -i 'n[0-99]'
+`, made.Cluster, dir, made.Pin, net.JoinHostPort(plan.Hosts[0], "8443"), made.Pin)
+}
+
+// ownHosts are the names and global addresses of this machine.
+func ownHosts() []string {
+	hosts := []string{hostname()}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return hosts
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			hosts = append(hosts, n.IP.String())
+		}
+	}
+	return hosts
+}
+
+// openStore explains what may be wrong with a store.
+func openStore(dir string) (*bolt.Store, error) {
+	st, err := bolt.Open(filepath.Join(dir, storeFile), time.Second)
+	switch {
+	case errors.Is(err, store.ErrAbsent):
+		return nil, fail(exitUsage, "muster init --dir "+dir, "no cluster in %s", dir)
+	case errors.Is(err, store.ErrLocked):
+		return nil, fail(exitFailed, "there may be one muster serve for each --dir", "%s is in use by another process", dir)
+	case errors.Is(err, store.ErrNewer):
+		return nil, fail(exitFailed, "install that version again", "%v", err)
+	case err != nil:
+		return nil, fail(exitUnreachable, "", "%v", err)
+	}
+	return st, nil
+}

@@ -1,0 +1,339 @@
+package main
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"muster/signer"
+	"muster/signer/nodeset"
+)
+
+const certsSchema = "muster.certs/v1"
+
+// listing is `certs list --json`.
+type listing struct {
+	Schema string            `json:"schema"`
+	Nodes  []signer.NodeView `json:"nodes"`
+}
+
+var formats = []string{"table", "wide", "json", "jsonl", "yaml", "csv", "nodeset", "name"}
+
+func (e *env) listCommand() *cobra.Command {
+	var which choice
+	var state, format string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "list [-i NODES]",
+		Short: "Every node's state and certificate",
+		Example: `  muster certs list
+  muster certs list --state open -o nodeset
+  muster certs list --json`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := which.with(args); err != nil {
+				return err
+			}
+			if asJSON {
+				format = "json"
+			}
+			if !slices.Contains(formats, format) {
+				return fail(exitUsage, "", "-o %s is none of %s", format, strings.Join(formats, ", "))
+			}
+			if state != "" && !slices.Contains(stateNames(), state) {
+				return fail(exitUsage, "", "--state %s is none of %s", state, strings.Join(stateNames(), ", "))
+			}
+			nodes := []signer.NodeView{}
+			req := signer.ListRequest{IDs: which.ids, State: signer.State(state)}
+			_, err := call[int](cmd.Context(), e, signer.AdminList, req, func(f signer.Frame) error {
+				var v signer.NodeView
+				err := json.Unmarshal(f.Item, &v)
+				nodes = append(nodes, v)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return e.printNodes(nodes, format)
+		},
+	}
+	which.flags(c, false)
+	f := c.Flags()
+	f.StringVar(&state, "state", "", "only nodes in this `state`")
+	f.StringVarP(&format, "output", "o", "table", "`format`: "+strings.Join(formats, ", "))
+	f.BoolVar(&asJSON, "json", false, "the same as -o json")
+	c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+func (e *env) showCommand() *cobra.Command {
+	var which choice
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "show -i NODES",
+		Short:   "All that is on record for nodes, certificates included",
+		Example: `  muster certs show -i n0`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := which.with(args); err != nil {
+				return err
+			}
+			if len(which.ids) == 0 {
+				return fail(exitUsage, "muster certs show -i n0", "say which nodes")
+			}
+			nodes := []signer.NodeView{}
+			_, err := call[int](cmd.Context(), e, signer.AdminList, signer.ListRequest{IDs: which.ids, Whole: true}, func(f signer.Frame) error {
+				var v signer.NodeView
+				err := json.Unmarshal(f.Item, &v)
+				nodes = append(nodes, v)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return e.printJSON(listing{certsSchema, nodes})
+			}
+			for _, v := range nodes {
+				e.printNode(v)
+			}
+			return nil
+		},
+	}
+	which.flags(c, false)
+	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
+}
+
+func (e *env) printNodes(nodes []signer.NodeView, format string) error {
+	nodes = inOrder(nodes)
+	switch format {
+	case "json":
+		return e.printJSON(listing{certsSchema, nodes})
+	case "jsonl":
+		enc := json.NewEncoder(e.out)
+		for _, v := range nodes {
+			if err := enc.Encode(v); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "yaml":
+		return e.printYAML(listing{certsSchema, nodes})
+	case "csv":
+		return e.printCSV(nodes)
+	case "name":
+		for _, v := range nodes {
+			fmt.Fprintln(e.out, v.Node)
+		}
+		return nil
+	case "nodeset":
+		_, err := fmt.Fprintln(e.out, foldNodes(nodes))
+		return err
+	}
+	e.printTable(nodes, format == "wide")
+	return nil
+}
+
+func (e *env) printTable(nodes []signer.NodeView, wide bool) {
+	if len(nodes) == 0 {
+		fmt.Fprintln(e.err, "no nodes")
+		return
+	}
+	t := table.NewWriter()
+	t.SetOutputMirror(e.out)
+	t.SetStyle(plain)
+	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "WINDOW", "TPM (EK)"}
+	if wide {
+		header = append(header, "KEY", "ISSUED")
+	}
+	t.AppendHeader(header)
+	now := time.Now()
+	counts := map[signer.State]int{}
+	for _, v := range nodes {
+		counts[v.State]++
+		row := table.Row{v.Node, v.State, dash(string(v.Level)), short(v.Serial, wide), in(v.Expires, now), in(v.WindowUntil, now), short(v.EK, wide)}
+		if wide {
+			row = append(row, dash(v.Key), at(v.Issued))
+		}
+		t.AppendRow(row)
+	}
+	t.Render()
+	if isTerminal(e.out) {
+		fmt.Fprintln(e.out, summary(len(nodes), counts))
+	}
+}
+
+// plain is a table that reads well and pipes well: columns apart by two blanks, no lines.
+var plain = table.Style{
+	Name:    "plain",
+	Box:     table.BoxStyle{PaddingRight: "  "},
+	Options: table.Options{},
+}
+
+func summary(n int, counts map[signer.State]int) string {
+	var parts []string
+	for _, s := range signer.States {
+		if counts[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
+		}
+	}
+	return nodes(n) + ": " + strings.Join(parts, ", ")
+}
+
+func (e *env) printNode(v signer.NodeView) {
+	line := func(what, value string) {
+		if value != "" {
+			fmt.Fprintf(e.out, "%-10s %s\n", what, value)
+		}
+	}
+	line("node", v.Node)
+	line("state", string(v.State))
+	line("level", string(v.Level))
+	ek := v.EK
+	if v.Pinned {
+		ek += " (pinned)"
+	}
+	line("EK", ek)
+	line("window", strings.Trim(at(v.WindowUntil), "-"))
+	line("dns", strings.Join(v.DNS, ", "))
+	line("ip", strings.Join(v.IP, ", "))
+	line("serial", v.Serial)
+	line("key", v.Key)
+	line("issued", strings.Trim(at(v.Issued), "-"))
+	line("expires", strings.Trim(at(v.Expires), "-"))
+	line("replaces", v.Old)
+	fmt.Fprintln(e.out, v.Cert)
+}
+
+func (e *env) printCSV(nodes []signer.NodeView) error {
+	w := csv.NewWriter(e.out)
+	w.Write([]string{"node", "state", "level", "serial", "ek", "key", "issued", "expires", "window_until"})
+	for _, v := range nodes {
+		w.Write([]string{v.Node, string(v.State), string(v.Level), v.Serial, v.EK, v.Key, stamp(v.Issued), stamp(v.Expires), stamp(v.WindowUntil)})
+	}
+	w.Flush()
+	return w.Error()
+}
+
+func (e *env) printJSON(v any) error {
+	enc := json.NewEncoder(e.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printYAML goes through JSON, so that field names and order of both are the same.
+func (e *env) printYAML(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var node yaml.Node
+	if err := yaml.Unmarshal(b, &node); err != nil {
+		return err
+	}
+	blockStyle(&node)
+	enc := yaml.NewEncoder(e.out)
+	enc.SetIndent(2)
+	return enc.Encode(&node)
+}
+
+func blockStyle(n *yaml.Node) {
+	n.Style &^= yaml.FlowStyle | yaml.DoubleQuotedStyle
+	for _, c := range n.Content {
+		blockStyle(c)
+	}
+}
+
+func foldNodes(nodes []signer.NodeView) string {
+	set, err := setOf(nodes)
+	if err != nil {
+		return err.Error() // a name of the record is one that nodeset took
+	}
+	return set.String()
+}
+
+// inOrder sorts as people count: n2 before n10.
+func inOrder(nodes []signer.NodeView) []signer.NodeView {
+	set, err := setOf(nodes)
+	if err != nil {
+		return nodes
+	}
+	byName := make(map[string]signer.NodeView, len(nodes))
+	for _, v := range nodes {
+		byName[v.Node] = v
+	}
+	sorted := make([]signer.NodeView, 0, len(nodes))
+	for name := range set.All() {
+		sorted = append(sorted, byName[name])
+	}
+	return sorted
+}
+
+func setOf(nodes []signer.NodeView) (nodeset.Set, error) {
+	names := make([]string, 0, len(nodes))
+	for _, v := range nodes {
+		names = append(names, v.Node)
+	}
+	return nodeset.Of(names...)
+}
+
+func stateNames() []string {
+	var names []string
+	for _, s := range signer.States {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func short(hex string, wide bool) string {
+	if !wide && len(hex) > 8 {
+		return hex[:8]
+	}
+	return dash(hex)
+}
+
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func at(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// in says how far away a moment is.
+func in(t, now time.Time) string {
+	switch left := t.Sub(now); {
+	case t.IsZero():
+		return "-"
+	case left < 0:
+		return at(t)
+	case left < time.Minute:
+		return fmt.Sprintf("in %ds", int(left.Seconds()))
+	case left < 2*time.Hour:
+		return fmt.Sprintf("in %dm", int(left.Minutes()))
+	case left < 48*time.Hour:
+		return fmt.Sprintf("in %dh", int(left.Hours()))
+	default:
+		return fmt.Sprintf("in %dd", int(left.Hours()/24))
+	}
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"muster/signer"
+)
+
+// Exit statuses.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitPartly      = 3
+	exitNone        = 4
+	exitUnreachable = 5
+	exitPolicy      = 6
+)
+
+// failure is an error with its exit status and the way out.
+type failure struct {
+	status int
+	msg    string
+	hint   string
+}
+
+func (f *failure) Error() string { return f.msg }
+
+func fail(status int, hint, format string, args ...any) error {
+	return &failure{status, fmt.Sprintf(format, args...), hint}
+}
+
+// env is what every command shares.
+type env struct {
+	out, err io.Writer
+	socket   string
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	e := &env{out: stdout, err: stderr}
+	root := e.command()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return report(stderr, root.ExecuteContext(ctx))
+}
+
+func (e *env) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "muster",
+		Short: "Certificates for cluster nodes, whose keys never leave the nodes' TPMs",
+		Long: `muster is the head of a cluster: it signs a certificate, once, for each node that
+the administrator enabled and that proves itself with its TPM.
+
+  muster init                          make a cluster
+  muster serve                         be the signer
+  muster certs enable -i 'n[0-99]'     let these nodes enrol; then power them on`,
+		Version:           version,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: configured,
+	}
+	root.SetVersionTemplate("muster {{.Version}}\n")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fail(exitUsage, c.CommandPath()+" --help", "%v", err)
+	})
+	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "the daemon's admin `path`")
+	root.PersistentFlags().String("config", "", "configuration `file` (default /etc/muster/signer.toml, if it is there)")
+	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.whyCommand(), e.logCommand(), e.caCommand())
+	return root
+}
+
+// report prints what went wrong, and returns the exit status.
+func report(w io.Writer, err error) int {
+	if err == nil {
+		return exitDone
+	}
+	var f *failure
+	if !errors.As(err, &f) {
+		f = &failure{status: exitFailed, msg: err.Error()}
+		if strings.HasPrefix(f.msg, "unknown command") || strings.Contains(f.msg, "arg(s)") {
+			f.status, f.hint = exitUsage, "muster --help"
+		}
+	}
+	fmt.Fprintf(w, "muster: %s\n", f.msg)
+	if f.hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", f.hint)
+	}
+	return f.status
+}
+
+// fromHead turns the daemon's error into a failure.
+func fromHead(e *signer.AdminError) error {
+	status := map[signer.ErrorKind]int{
+		signer.KindUsage: exitUsage, signer.KindNone: exitNone, signer.KindStore: exitUnreachable, signer.KindPolicy: exitPolicy,
+	}[e.Kind]
+	if status == 0 {
+		status = exitFailed
+	}
+	return &failure{status, e.Message, e.Hint}
+}
+
+// group is a command that only has subcommands.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			return fail(exitUsage, c.CommandPath()+" --help", "unknown command %q", c.CommandPath()+" "+args[0])
+		},
+	}
+	c.AddCommand(subs...)
+	return c
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
