@@ -93,8 +93,8 @@ func newDevice(ctx context.Context, t transport.TPM, link io.Closer, startup boo
 
 // Close flushes what is still loaded and closes the connection.
 func (d *Device) Close() error {
-	for len(d.loaded) > 0 {
-		d.flush(d.loaded[0])
+	for _, h := range slices.Clone(d.loaded) {
+		d.flush(h)
 	}
 	if d.link == nil {
 		return nil
@@ -102,12 +102,15 @@ func (d *Device) Close() error {
 	return d.link.Close()
 }
 
-// flush unloads a transient object (part 3, 28.4). Its failure has no remedy and hides no other.
+// flush unloads a transient object (part 3, 28.4). When the TPM refuses, Close tries once more; that
+// failing has no remedy and must not hide another error.
 func (d *Device) flush(h tpm2.TPMHandle) {
+	if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(d.tpm); err != nil {
+		return
+	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.loaded = slices.DeleteFunc(d.loaded, func(l tpm2.TPMHandle) bool { return l == h })
-	d.mu.Unlock()
-	_, _ = tpm2.FlushContext{FlushHandle: h}.Execute(d.tpm)
 }
 
 func (d *Device) track(h tpm2.TPMHandle) {
