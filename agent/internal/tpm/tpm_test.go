@@ -18,7 +18,7 @@ var errorf = fmt.Errorf
 func isErr(err, target error) bool { return errors.Is(err, target) }
 
 // dial opens m until the test ends or another dial is made: swtpm serves one connection at a time.
-func dial(t *testing.T, m *testtpm.TPM) transport.TPM {
+func dial(t *testing.T, m *testtpm.TPM) *redial {
 	t.Helper()
 	return &redial{t: t, m: m}
 }
