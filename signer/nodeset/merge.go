@@ -123,14 +123,13 @@ func (m *merger) mergeNeighbours() bool {
 	return changed
 }
 
-// merge returns the union of blocks that differ in axis i only.
+// merge returns the union of blocks that differ in axis i only; b is not used again.
 func (m *merger) merge(i int, b block, others ...block) block {
 	spans := [][]span{m.axes[b.axes[i]].spans}
 	for _, c := range others {
 		spans = append(spans, m.axes[c.axes[i]].spans)
 		b.size += c.size
 	}
-	b.axes = slices.Clone(b.axes)
 	b.axes[i] = m.axis(unite(spans...))
 	return b
 }
