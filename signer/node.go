@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -32,7 +33,7 @@ func (h *Head) NodeHandler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathChallenge, serveLeg(h, h.challenge))
 	mux.HandleFunc("POST "+wire.PathEnroll, serveLeg(h, h.enroll))
 	mux.HandleFunc("GET "+wire.PathSelf, h.serveSelf)
-	return onlyKnown(mux)
+	return onlyKnown(mux, h.log)
 }
 
 // NodeTLS is TLS 1.3 without session tickets. A client certificate is asked for and its key's
@@ -193,8 +194,9 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 }
 
 // onlyKnown answers for paths and methods that mux does not have in the wire's own form.
-func onlyKnown(mux *http.ServeMux) http.Handler {
+func onlyKnown(mux *http.ServeMux, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		log.Debug("request", "method", r.Method, "path", r.URL.Path, "addr", r.RemoteAddr)
 		if _, pattern := mux.Handler(r); pattern == "" || r.URL.RawQuery != "" || r.URL.Path != r.URL.EscapedPath() {
 			w.Header().Set("Connection", "close")
 			writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})

@@ -13,7 +13,7 @@ func (h *Head) PublicHandler() http.Handler {
 	mux.HandleFunc("GET "+crlPath(h.ca.id()), h.serveCRL)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", h.serveReady)
-	return onlyKnown(mux)
+	return onlyKnown(mux, h.log)
 }
 
 func (h *Head) serveCRL(w http.ResponseWriter, _ *http.Request) {
