@@ -1,0 +1,202 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"muster/agent/internal/tpm"
+	"muster/internal/wire"
+)
+
+// offlineAfter is how long a node that can do without a head waits for one.
+const offlineAfter = 15 * time.Second
+
+// boot is one run of the boot flow.
+type boot struct {
+	*Agent
+	tpm   *tpm.Device
+	trust *trust
+	have  *identity // from NV, nil for none
+}
+
+// Run is the boot flow, which may be run as often as one likes. It returns the line that says what
+// happened.
+//
+//  1. Read NV, and decide whom to trust.
+//  2. With a certificate in NV: show it to a head (one signature by the TPM), or, with no head in
+//     reach, do without. Install the files. Done.
+//  3. Without, or when the head does not know it any more: make or find the key, prove it, and keep
+//     and install what the head signs.
+//
+// A power cut at any instant leaves a node that gets there the next time: the key is made once and
+// is in its place before a head hears of it, and NV always holds a whole record.
+func (a *Agent) Run(ctx context.Context) (line string, err error) {
+	err = a.withTPM(ctx, func(d *tpm.Device) error {
+		b := &boot{Agent: a, tpm: d}
+		line, err = b.run(ctx)
+		return err
+	})
+	return line, err
+}
+
+func (b *boot) run(ctx context.Context) (string, error) {
+	records, err := b.begin()
+	if err != nil {
+		return "", err
+	}
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
+	for _, id := range records {
+		b.have = id
+		line, err := b.resume(wait, id)
+		if !errors.Is(err, errUseless) {
+			return line, err
+		}
+		b.log.Warn("enrolling again", "node", id.node(), "err", err)
+	}
+	return b.enroll(ctx, wait, false)
+}
+
+// begin reads NV and decides whom to trust. Records of another CA count as absent.
+func (b *boot) begin() ([]*identity, error) {
+	if b.forget {
+		if err := b.tpm.EraseRecords(b.slots); err != nil {
+			return nil, tpmError(err)
+		}
+	}
+	records, err := b.identities(b.tpm)
+	if err != nil {
+		return nil, tpmError(err)
+	}
+	b.trust, err = b.resolveTrust(pinsOf(records))
+	return records, err
+}
+
+// resume goes on with a certificate from NV. The error is errUseless when enrolling again is the
+// remedy.
+func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
+	offline := b.usable(id, nil, b.clock.past(id.leaf)) == nil
+	if len(b.heads) == 0 && offline {
+		return b.finishOffline(id, errors.New("no head is configured"))
+	}
+	contact, cancel := ctx, context.CancelFunc(func() {})
+	if offline {
+		contact, cancel = context.WithTimeout(ctx, offlineAfter)
+	}
+	defer cancel()
+	self, at, err := b.self(contact, id)
+	var l *late
+	var e *wire.Error
+	var k *keyError
+	switch {
+	case err == nil:
+		return b.finish(id, at, self)
+	case errors.As(err, &l):
+		if offline && errors.Is(l.interrupted, context.DeadlineExceeded) {
+			return b.finishOffline(id, l)
+		}
+		return "", b.lateError(l)
+	case errors.As(err, &e) && e.Code == wire.Revoked:
+		// Only a new grant helps, and for that a new key. Ask once whether there is one.
+		return b.enroll(ctx, ctx, true)
+	case errors.As(err, &e):
+		return "", fmt.Errorf("%w: the head answers %v", errUseless, e)
+	case errors.As(err, &k):
+		return "", fmt.Errorf("%w: its key did not sign: %v", errUseless, k)
+	}
+	return "", err
+}
+
+// finish installs what a head has confirmed.
+func (b *boot) finish(id *identity, at *contact, self *wire.Self) (string, error) {
+	g, err := b.generation(id, at.verified.sent, at.verified.at)
+	if err != nil {
+		return "", err
+	}
+	g.status.State, g.status.Head = self.State, at.head
+	if err := b.install(g); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s", id.node(),
+		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage()), nil
+}
+
+// finishOffline installs from NV and the image alone.
+func (b *boot) finishOffline(id *identity, why error) (string, error) {
+	g, err := b.generation(id, nil, b.clock.past(id.leaf))
+	if err != nil {
+		return "", err
+	}
+	before := b.lastStatus()
+	if before.Serial == g.status.Serial {
+		g.status.State, g.status.Head = before.State, before.Head
+	}
+	if err := b.install(g); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s: certificate %s until %s, from the TPM; no head confirmed it (%v)", id.node(),
+		short(id.serial()), day(id.leaf.NotAfter), why), nil
+}
+
+// generation gathers what the profiles install, and checks once more that it fits together.
+func (b *boot) generation(id *identity, sent []*x509.Certificate, at time.Time) (*generation, error) {
+	at = later(at, id.leaf.NotBefore)
+	chain, err := b.trust.verifyNode(id.leaf, sent, at)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", errUseless, err)
+	}
+	g := &generation{leaf: id.leaf, key: id.key, roots: b.trust.roots(sent, at)}
+	for _, c := range chain[1:] {
+		if !selfSigned(c) && c != chain[len(chain)-1] {
+			g.intermediates = append(g.intermediates, c)
+		}
+	}
+	g.status = Status{
+		Node: id.node(), State: "issued", Serial: id.serial(), Expires: id.leaf.NotAfter.UTC(),
+		Pin: pinFor(chain, g.roots).String(), TPM: b.tpmSpec(), Storage: id.storage(),
+	}
+	return g, nil
+}
+
+func (a *Agent) tpmSpec() string {
+	if a.spec == "" {
+		return tpm.DefaultSpec
+	}
+	return a.spec
+}
+
+// lateError is the outcome of a --wait that is over.
+func (b *boot) lateError(l *late) error {
+	if errors.Is(l.interrupted, context.Canceled) {
+		return l.interrupted
+	}
+	var e *wire.Error
+	if !errors.As(l.because, &e) {
+		return tryAgain("see that the network is up and that muster.head= is right ('muster-agent doctor')",
+			"no head answered within %v: %v", b.wait, l)
+	}
+	node := b.name
+	if node == "" {
+		node = "NAME"
+	}
+	switch e.Code {
+	case wire.NotEnabled:
+		return tryAgain("on the head: muster certs enable -i "+node, "%s is not enabled, after %v: %v", node, b.wait, e)
+	case wire.Pending:
+		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval, after %v: %v", node, b.wait, e)
+	}
+	return tryAgain("", "the head is busy, after %v: %v", b.wait, e)
+}
+
+// short abbreviates a serial number for people.
+func short(serial string) string {
+	if len(serial) > 8 {
+		return serial[:8] + "…"
+	}
+	return serial
+}
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }

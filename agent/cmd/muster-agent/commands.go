@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"muster/agent"
+)
+
+// program is one run of muster-agent.
+type program struct {
+	stdout, stderr io.Writer
+}
+
+// command is one of the words that may come first.
+type command struct {
+	name, args, help string
+	flags            func(*flag.FlagSet, *invocation)
+	run              func(context.Context, *program, *invocation) error
+}
+
+// invocation is what the command line said.
+type invocation struct {
+	agent.Config
+	json, key bool
+	args      []string
+}
+
+func commands() []command {
+	none := func(*flag.FlagSet, *invocation) {}
+	return []command{
+		{"run", "", "get or confirm the certificate, and install its files", runFlags, runRun},
+		{"status", "", "what this node holds, without a network", statusFlags, runStatus},
+		{"cert", "", "print the certificate in the TPM, PEM", none, runCert},
+		{"ek", "", "print the endorsement keys' SHA-256 and kind", none, runEK},
+		{"get", "URL", "fetch a URL over mTLS with the key in the TPM", none, runGet},
+		{"forget", "", "erase certificate and pinned CA; the key stays", forgetFlags, runForget},
+		{"doctor", "", "examine everything, change nothing", none, runDoctor},
+		{"version", "", "print the version", none, runVersion},
+	}
+}
+
+func (p *program) run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return usage("no command")
+	}
+	switch args[0] {
+	case "-h", "-help", "--help", "help":
+		p.help()
+		return nil
+	case "--version", "-version":
+		args[0] = "version"
+	}
+	for _, c := range commands() {
+		if c.name == args[0] {
+			return p.invoke(ctx, c, args[1:])
+		}
+	}
+	return usage("no command %q", args[0])
+}
+
+func (p *program) invoke(ctx context.Context, c command, args []string) error {
+	in := &invocation{}
+	fs := flag.NewFlagSet("muster-agent "+c.name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&in.TPM, "tpm", "", "the TPM: device:`PATH`, swtpm:path=SOCKET, swtpm:host=HOST,port=PORT")
+	fs.StringVar(&in.Root, "root", "", "`directory` that /etc/muster and /run/muster are in")
+	fs.StringVar(&in.File, "config", "", "configuration `file` (default "+agent.DefaultFile+")")
+	c.flags(fs, in)
+	in.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		p.commandHelp(c, fs)
+		return nil
+	}
+	if err != nil {
+		return usage("%s: %v", c.name, err)
+	}
+	in.args = fs.Args()
+	if want := len(strings.Fields(c.args)); len(in.args) != want {
+		return usage("%s takes %d arguments, not %d", c.name, want, len(in.args))
+	}
+	return c.run(ctx, p, in)
+}
+
+// withoutTime leaves the time to the journal, which knows it better than a node whose clock may be
+// in 1970.
+func withoutTime(groups []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey && len(groups) == 0 {
+		return slog.Attr{}
+	}
+	return a
+}
+
+func runFlags(fs *flag.FlagSet, in *invocation) {
+	fs.StringVar(&in.Wait, "wait", "", "how `long` to wait for a head, for being enabled and for approval (default 10m)")
+	fs.StringVar(&in.Head, "head", "", "heads to try, in random order: https://HOST:8443`[,URL]`")
+	fs.StringVar(&in.CA, "ca", "", "the CA to trust: sha256:`HEX` or a PEM file, several with commas; or tofu")
+	fs.StringVar(&in.Node, "node", "", "the node's `name` (default: the hostname)")
+	fs.StringVar(&in.Key, "key", "", "`algorithm` of a new key: p256 (default), p384, rsa2048")
+	fs.StringVar(&in.Install, "install", "", "`profiles` to install (default pem)")
+	fs.StringVar(&in.Clock, "clock", "", "an unsynchronised clock is: set, or trust (the head's for this run), or off (left alone)")
+}
+
+func statusFlags(fs *flag.FlagSet, in *invocation) { fs.BoolVar(&in.json, "json", false, "as JSON") }
+
+func forgetFlags(fs *flag.FlagSet, in *invocation) {
+	fs.BoolVar(&in.key, "key", false, "evict the key too; the head must enable the node again")
+}
+
+func runRun(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	line, err := a.Run(ctx)
+	return p.say(line, err)
+}
+
+func runStatus(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	s, err := a.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if in.json {
+		return json.NewEncoder(p.stdout).Encode(s)
+	}
+	s.WriteText(p.stdout)
+	return nil
+}
+
+func runCert(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	text, err := a.Certificate(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = p.stdout.Write(text)
+	return err
+}
+
+func runEK(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	return a.EKs(ctx, p.stdout)
+}
+
+func runGet(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	return a.Get(ctx, in.args[0], p.stdout)
+}
+
+func runForget(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	line, err := a.Forget(ctx, in.key)
+	return p.say(line, err)
+}
+
+func runDoctor(ctx context.Context, p *program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	return a.Doctor(ctx, p.stdout)
+}
+
+func runVersion(_ context.Context, p *program, _ *invocation) error {
+	version := "(unknown)"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version = info.Main.Version + " " + info.GoVersion
+	}
+	return p.say("muster-agent "+version, nil)
+}
+
+func (p *program) say(line string, err error) error {
+	if err == nil {
+		_, err = fmt.Fprintln(p.stdout, line)
+	}
+	return err
+}
+
+// failed says what went wrong, and what to do about it.
+func (p *program) failed(err error) int {
+	fmt.Fprint(p.stderr, "muster-agent: ", agent.Describe(err))
+	return agent.ExitStatus(err)
+}
+
+func usage(format string, args ...any) error {
+	return &agent.Outcome{Status: agent.StatusConfig, Message: fmt.Sprintf(format, args...), Hint: "muster-agent --help"}
+}
+
+func (p *program) help() {
+	fmt.Fprint(p.stdout, "Usage: muster-agent COMMAND [options]\n\nA certificate for this node, with its key in the TPM.\n\nCommands:\n")
+	for _, c := range commands() {
+		fmt.Fprintf(p.stdout, "  %-12s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+	}
+	fmt.Fprint(p.stdout, `
+'muster-agent COMMAND --help' lists the options. Each may also stand on the kernel command line
+(muster.head=…) or in /etc/muster/agent.toml (head = "…"); flags win, then the file.
+
+First boot:
+  on the head    muster certs enable -i n0
+  on the node    muster-agent run --head https://HEAD:8443 --ca sha256:…   ('muster ca show' on the head)
+
+Exit status: 0 done, 69 no usable TPM, 75 try again, 77 refused or revoked, 78 configuration.
+`)
+}
+
+func (p *program) commandHelp(c command, fs *flag.FlagSet) {
+	fmt.Fprintf(p.stdout, "Usage: muster-agent %s [options] %s\n\n%s\n\nOptions:\n", c.name, c.args, c.help)
+	fs.VisitAll(func(f *flag.Flag) {
+		arg, text := flag.UnquoteUsage(f)
+		fmt.Fprintf(p.stdout, "  --%-20s %s\n", strings.TrimSpace(f.Name+" "+arg), text)
+	})
+}

@@ -1,0 +1,47 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"muster/internal/wire"
+)
+
+// contact is where and how a head was met.
+type contact struct {
+	head     string // its URL
+	verified *verified
+}
+
+// self asks a head for the node's record over mTLS. The first use of a certificate closes its grant.
+// Every refusal is an answer here: nothing is gained by waiting for another.
+func (b *boot) self(ctx context.Context, id *identity) (*wire.Self, *contact, error) {
+	c := b.client(b.present(id))
+	c.nv = id.leaf
+	defer c.close()
+	var self wire.Self
+	err := c.call(ctx, wire.PathSelf, nil, &self, wire.NotEnabled, wire.Pending)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := b.learn(c, self.Time); err != nil {
+		return nil, nil, err
+	}
+	return &self, &contact{c.head().String(), c.verified()}, nil
+}
+
+// learn takes the time of an answer.
+func (b *boot) learn(c *client, unix int64) error {
+	if unix == 0 {
+		return nil
+	}
+	v := c.verified()
+	err := b.clock.learn(time.Unix(unix, 0), func(at time.Time) error {
+		_, err := judge(at, true, b.clock.built, v.leaf)
+		return err
+	}, b.log)
+	if err != nil {
+		return b.trust.headError(c.head().Host, err)
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"muster/agent/internal/tpm"
+	"muster/internal/template"
+	"muster/internal/wire"
+)
+
+// enroll gets a certificate for the node's key. A key that was barred with a revocation is replaced
+// by one in the other slot; a barred key may be there too, and then its place is used.
+//
+// With revoked the head has just said that the certificate is: unless it has been enabled again
+// since, there is nothing to wait for.
+func (b *boot) enroll(ctx, wait context.Context, revoked bool) (string, error) {
+	key, err := b.nodeKey()
+	if err != nil {
+		return "", tpmError(err)
+	}
+	first := key
+	for attempt := 0; ; attempt++ {
+		line, err := b.enrollKey(ctx, wait, key, revoked)
+		if code(err) != wire.KeyBarred || attempt == 2 {
+			return line, b.enrollError(err, revoked)
+		}
+		b.log.Warn("the key was barred with its revoked certificate; using another", "slot", key.Slot())
+		if key, err = b.anotherKey(first, key); err != nil {
+			return "", tpmError(err)
+		}
+	}
+}
+
+// nodeKey prefers the key that the certificate in NV is for: the head has bound that one.
+func (b *boot) nodeKey() (*tpm.Key, error) {
+	key, created, err := b.tpm.NodeKey(b.slots, b.alg)
+	if err != nil || created || b.have == nil || samePublic(key, b.have.leaf.PublicKey) {
+		return key, err
+	}
+	if other := b.have.key; other.Slot() >= 0 && other.Slot() == 1-key.Slot() && other.Algorithm() == b.alg {
+		other, _, err := b.tpm.OtherKey(b.slots, b.alg, key)
+		if err == nil && samePublic(other, b.have.leaf.PublicKey) {
+			return other, nil
+		}
+	}
+	return key, nil
+}
+
+// anotherKey returns a key besides first. When that one is barred as well, it makes room for a new one.
+func (b *boot) anotherKey(first, barred *tpm.Key) (*tpm.Key, error) {
+	if barred != first {
+		if err := b.tpm.EvictSlot(b.slots, barred.Slot()); err != nil {
+			return nil, err
+		}
+	}
+	key, _, err := b.tpm.OtherKey(b.slots, b.alg, first)
+	return key, err
+}
+
+func samePublic(key *tpm.Key, pub crypto.PublicKey) bool {
+	k, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(pub)
+}
+
+// enrollKey is the enrolment of one key.
+//
+//  1. Ask for a challenge. The CSR is the key's first signature, made when a head has proved itself.
+//  2. Check that the challenge answers what was asked, and open it in the TPM.
+//  3. Send the proof; get the certificate, and check that too.
+//  4. Keep it in NV, install it.
+//  5. Use it once: that closes the grant.
+func (b *boot) enrollKey(ctx, wait context.Context, key *tpm.Key, revoked bool) (string, error) {
+	c := b.client(nil)
+	defer c.close()
+	e := &enrollment{boot: b, client: c, key: key, csr: sync.OnceValues(func() ([]byte, error) {
+		return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	})}
+	if revoked {
+		e.once = []wire.Code{wire.NotEnabled, wire.Pending}
+	}
+	var id *identity
+	var sent []*x509.Certificate
+	err := b.tpm.WithEKs(true, func(eks []tpm.EK) (err error) {
+		e.eks = eks
+		id, sent, err = e.run(wait)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := b.keep(id); err != nil {
+		return "", err
+	}
+	b.have = id
+	return b.firstUse(ctx, e, id, sent)
+}
+
+// firstUse installs the files and then shows the certificate to a head. The files stand when no
+// head can be told: the next boot tells it.
+func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent []*x509.Certificate) (string, error) {
+	v, head := e.client.verified(), e.client.head().String()
+	g, err := b.generation(id, sent, v.at)
+	if err != nil {
+		return "", err
+	}
+	g.status.Head = head
+	if err := b.install(g); err != nil {
+		return "", err
+	}
+	line := fmt.Sprintf("%s: enrolled at %s, level %s, certificate %s until %s, storage %s", id.node(), head,
+		e.level, short(id.serial()), day(id.leaf.NotAfter), id.storage())
+	soon, cancel := context.WithTimeout(ctx, offlineAfter)
+	defer cancel()
+	self, at, err := b.self(soon, id)
+	var l *late
+	switch {
+	case errors.As(err, &l) && ctx.Err() == nil:
+		return line + "; no head could be told that it is in use: " + l.Error(), nil
+	case err != nil:
+		return "", err
+	}
+	g.status.State, g.status.Head = self.State, at.head
+	return line, b.install(g)
+}
+
+// enrollment is the state of the two legs.
+type enrollment struct {
+	*boot
+	client *client
+	key    *tpm.Key
+	eks    []tpm.EK
+	csr    func() ([]byte, error)
+	once   []wire.Code // codes that end it at once
+	level  wire.Level
+}
+
+const maxRounds = 20 // of stale challenges; each one cost a head something
+
+func (e *enrollment) run(ctx context.Context) (*identity, []*x509.Certificate, error) {
+	for round := 1; ; round++ {
+		id, sent, err := e.round(ctx)
+		again := code(err) == wire.StaleChallenge || code(err) == wire.NotEnabled && len(e.once) == 0 ||
+			errors.Is(err, errActivate)
+		if !again || round == maxRounds {
+			return id, sent, err
+		}
+		e.log.Info("starting again with another challenge", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, nil, &late{because: err, interrupted: ctx.Err()}
+		case <-time.After((&exchange{c: e.client, last: err}).pause(0, 0, round-1, nil)):
+		}
+	}
+}
+
+// round is one challenge and its answer.
+func (e *enrollment) round(ctx context.Context) (*identity, []*x509.Certificate, error) {
+	var ch wire.Challenge
+	if err := e.client.call(ctx, wire.PathChallenge, e.claim, &ch, e.once...); err != nil {
+		return nil, nil, err
+	}
+	if err := e.learn(e.client, ch.Time); err != nil {
+		return nil, nil, err
+	}
+	ek, t, err := e.check(&ch)
+	if err != nil {
+		return nil, nil, badConfig("node and head must be of releases that understand each other", "the head's challenge makes no sense: %v", err)
+	}
+	secret, err := e.tpm.Activate(ek, e.key, ch.IDObject, ch.EncSecret)
+	if err != nil {
+		return nil, nil, activateError(err)
+	}
+	csr, err := e.csr()
+	if err != nil {
+		return nil, nil, err
+	}
+	body := wire.Encode(wire.EnrollRequest{
+		V: wire.Version, Node: e.name, Hints: hints(e.sys), EKs: []wire.EK{{Pub: ek.Area}}, Key: e.key.Area(), CSR: csr,
+		Exp: ch.Exp, Epoch: ch.Epoch, Slot: ch.Slot, Level: ch.Level, EK: ch.EK, Proof: t.Proof(secret),
+	})
+	var answer wire.Enrolled
+	// Not enabled any more: the answer to the challenge is worth nothing, so that the next thing to
+	// ask for is another challenge.
+	err = e.client.call(ctx, wire.PathEnroll, func() ([]byte, error) { return body, nil }, &answer, wire.NotEnabled)
+	if err != nil {
+		return nil, nil, err
+	}
+	return e.accept(&ch, &answer)
+}
+
+// claim is the body of leg 1. Certificates of EKs are dropped, last first, when it would be too large.
+func (e *enrollment) claim() ([]byte, error) {
+	csr, err := e.csr()
+	if err != nil {
+		return nil, err
+	}
+	req := wire.ChallengeRequest{V: wire.Version, Node: e.name, Hints: hints(e.sys), Key: e.key.Area(), CSR: csr}
+	for _, ek := range e.eks {
+		req.EKs = append(req.EKs, wire.EK{Pub: ek.Area, Certs: ek.Certs})
+	}
+	body := wire.Encode(req)
+	for i := len(req.EKs) - 1; i >= 0 && len(body) > wire.MaxBody; i-- {
+		req.EKs[i].Certs = nil
+		body = wire.Encode(req)
+	}
+	return body, nil
+}
+
+// check finds the EK that a challenge is for, and builds the transcript from what the node itself
+// sent and owns: a head that changed any of it gets a proof that fits nothing.
+func (e *enrollment) check(ch *wire.Challenge) (*tpm.EK, *wire.Transcript, error) {
+	for name, text := range map[string]string{"slot": ch.Slot, "cluster": ch.Cluster, "grant": ch.Grant, "epoch": ch.Epoch} {
+		if checkName(text) != nil {
+			return nil, nil, fmt.Errorf("%s is not printable", name)
+		}
+	}
+	if ch.Slot == "" || ch.Level.Rank() == 0 {
+		return nil, nil, errors.New("no slot, or no level")
+	}
+	i := slices.IndexFunc(e.eks, func(ek tpm.EK) bool { return hex.EncodeToString(ek.Fingerprint[:]) == ch.EK })
+	if i < 0 {
+		return nil, nil, errors.New("it is for an EK that is not this node's")
+	}
+	csr, err := e.csr()
+	if err != nil {
+		return nil, nil, err
+	}
+	area, err := template.Parse(e.eks[i].Area)
+	if err != nil {
+		return nil, nil, err
+	}
+	name, err := tpm2.ObjectName(area)
+	if err != nil {
+		return nil, nil, err
+	}
+	e.level = ch.Level
+	return &e.eks[i], &wire.Transcript{
+		Cluster: ch.Cluster, Purpose: wire.PurposeEnroll, Grant: ch.Grant, Slot: ch.Slot, Exp: ch.Exp, Epoch: ch.Epoch,
+		EK: e.eks[i].Fingerprint, EKName: name.Buffer, KeyName: e.key.Name(), CSR: sha256.Sum256(csr), Level: ch.Level,
+	}, nil
+}
+
+// accept checks the certificate: it is for this key and this name, and from the pinned CA.
+func (e *enrollment) accept(ch *wire.Challenge, answer *wire.Enrolled) (*identity, []*x509.Certificate, error) {
+	bad := func(err error) (*identity, []*x509.Certificate, error) {
+		return nil, nil, badConfig("on the head: muster why "+ch.Slot, "the head's certificate for this node is of no use: %v", err)
+	}
+	if err := e.learn(e.client, answer.Time); err != nil {
+		return nil, nil, err
+	}
+	leaf, err := x509.ParseCertificate(answer.Cert)
+	if err != nil {
+		return bad(err)
+	}
+	v := e.client.verified()
+	sent := slices.Clone(v.sent)
+	for _, der := range answer.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return bad(err)
+		}
+		sent = append(sent, c)
+	}
+	if !samePublic(e.key, leaf.PublicKey) {
+		return bad(errors.New("it is for another key"))
+	}
+	if leaf.Subject.CommonName != ch.Slot {
+		return bad(fmt.Errorf("it is for %q, not for %q", leaf.Subject.CommonName, ch.Slot))
+	}
+	at := later(e.clock.past(nil), v.at)
+	chain, err := e.trust.verifyNode(leaf, sent, at)
+	if err != nil {
+		return bad(err)
+	}
+	return &identity{leaf: leaf, key: e.key, pin: pinFor(chain, e.trust.roots(sent, at)), index: -1}, sent, nil
+}
+
+// errActivate is a challenge that the TPM cannot open.
+var errActivate = errors.New("the challenge is not for this TPM's keys")
+
+func activateError(err error) error {
+	if errors.Is(err, tpm2.TPMRCIntegrity) || errors.Is(err, tpm2.TPMRCValue) || errors.Is(err, tpm2.TPMRCSize) {
+		return fmt.Errorf("%w: %w", errActivate, err)
+	}
+	return err
+}
+
+// code returns the head's code in err, or "".
+func code(err error) wire.Code {
+	var e *wire.Error
+	var l *late
+	if errors.As(err, &l) || !errors.As(err, &e) {
+		return ""
+	}
+	return e.Code
+}
+
+// enrollError is the outcome of an enrolment that failed.
+func (b *boot) enrollError(err error, revoked bool) error {
+	var l *late
+	var o *Outcome
+	switch {
+	case err == nil || errors.As(err, &o):
+		return err
+	case errors.As(err, &l):
+		return b.lateError(l)
+	case code(err) == wire.Revoked, revoked && code(err) != "":
+		return refused("on the head: muster certs enable --again -i "+b.name, "this node's certificate is revoked")
+	case code(err) == wire.Refused, code(err) == wire.KeyBarred:
+		return refused("on the head: muster why "+b.name, "the head refuses this node: %v", err)
+	case code(err) != "":
+		return tryAgain("on the head: muster why "+b.name, "the head answers %v", err)
+	}
+	return tpmError(err)
+}

@@ -1,0 +1,70 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"muster/agent/internal/tpm"
+)
+
+// Get fetches a URL over mTLS with the node's certificate and the key in the TPM, once, and copies
+// the body to w. The server must chain to the pinned CA and be what the URL says; it need not be a
+// head. An answer that is not 2xx is an error with its status line.
+func (a *Agent) Get(ctx context.Context, address string, w io.Writer) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return badConfig("write https://HOST[:PORT]/PATH", "%q is not an https URL", address)
+	}
+	return a.withTPM(ctx, func(d *tpm.Device) error {
+		b := &boot{Agent: a, tpm: d}
+		ids, err := b.begin()
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return &Outcome{Status: StatusFailed, Message: "no certificate is in the TPM", Hint: "muster-agent run"}
+		}
+		b.have = ids[0]
+		return b.get(ctx, u, w)
+	})
+}
+
+func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
+	if b.trust.tofu {
+		return badConfig("muster-agent run", "no CA is pinned yet")
+	}
+	c := b.client(b.present(b.have))
+	c.check = b.trust.verifyServer
+	defer c.close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.RoundTrip(req)
+	if err != nil {
+		return b.getError(u, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return &Outcome{Status: StatusFailed, Message: fmt.Sprintf("%s: %s", u, resp.Status)}
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+func (b *boot) getError(u *url.URL, err error) error {
+	var k *keyError
+	switch {
+	case stranger(err):
+		return b.trust.headError(u.Host, err)
+	case errors.As(err, &k):
+		return tpmError(k.error)
+	case errors.Is(err, context.Canceled):
+		return err
+	}
+	return tryAgain("see that the host is up", "%s: %v", u, err)
+}

@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"muster/internal/wire"
+)
+
+const (
+	maxName = 253 // bytes of a DNS name
+	maxMACs = 32
+)
+
+// checkName refuses a name that no node can have. The head decides which name is whose.
+func checkName(name string) error {
+	if len(name) > maxName || !printable(name) {
+		return errors.New("not a node name")
+	}
+	return nil
+}
+
+// printable says whether s is visible ASCII: fit for a console, a log and a file name.
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+}
+
+// hostname returns the machine's name, or "" where it has none yet.
+func hostname(ask func() (string, error)) string {
+	name, err := ask()
+	if err != nil || name == "(none)" || strings.HasPrefix(name, "localhost") || checkName(name) != nil {
+		return ""
+	}
+	return name
+}
+
+// hints reads what may help the head to find the node's record. sys is where sysfs is.
+func hints(sys string) wire.Hints {
+	uuid := strings.ToLower(sysText(sys, "class/dmi/id/product_uuid"))
+	if !regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`).MatchString(uuid) || uniform(uuid) {
+		uuid = ""
+	}
+	serial := sysText(sys, "class/dmi/id/product_serial")
+	if len(serial) > maxName || strings.Trim(serial, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_./:+# ") != "" {
+		serial = ""
+	}
+	return wire.Hints{MACs: macs(sys), UUID: uuid, Serial: serial}
+}
+
+// macs returns the addresses of the links that have hardware behind them, as sysfs orders them.
+func macs(sys string) []string {
+	links, _ := filepath.Glob(filepath.Join(sys, "class/net/*"))
+	var found []string
+	for _, link := range links {
+		if _, err := os.Stat(filepath.Join(link, "device")); err != nil {
+			continue // a bridge, a bond, loopback
+		}
+		mac := strings.ToLower(sysText(link, "address"))
+		if regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){5,19}$`).MatchString(mac) && !uniform(mac) && len(found) < maxMACs {
+			found = append(found, mac)
+		}
+	}
+	return found
+}
+
+func sysText(dir, name string) string {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// uniform says whether s has one digit only: firmware that was never told its identity.
+func uniform(s string) bool {
+	digits := strings.NewReplacer("-", "", ":", "").Replace(s)
+	return strings.Trim(digits, digits[:1]) == ""
+}

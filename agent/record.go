@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"muster/agent/internal/tpm"
+)
+
+// identity is a node certificate and the key in the TPM that it is for.
+type identity struct {
+	leaf  *x509.Certificate
+	key   *tpm.Key
+	pin   pin // as the record in NV has it
+	index int // the record's, of Slots.NV; -1: not in NV
+}
+
+func (id *identity) node() string   { return id.leaf.Subject.CommonName }
+func (id *identity) serial() string { return serialHex(id.leaf.SerialNumber) }
+
+// serialHex writes a serial number as the head does.
+func serialHex(n *big.Int) string { return fmt.Sprintf("%032x", n) }
+
+// storage says where a later boot finds the certificate.
+func (id *identity) storage() string {
+	if id.index < 0 {
+		return "head"
+	}
+	return "nv"
+}
+
+// identities reads NV: the newest record first. It asks the TPM for nothing else; that a key is not
+// the certificate's shows when it signs.
+func (a *Agent) identities(d *tpm.Device) ([]*identity, error) {
+	records, err := d.ReadRecords(a.slots)
+	if err != nil {
+		return nil, err
+	}
+	var found []*identity
+	for _, r := range records {
+		id, err := a.identity(d, r)
+		if err != nil {
+			a.log.Warn("a record in NV is of no use", "index", r.Index, "err", err)
+			continue
+		}
+		found = append(found, id)
+	}
+	return found, nil
+}
+
+func (a *Agent) identity(d *tpm.Device, r tpm.Stored) (*identity, error) {
+	leaf, err := x509.ParseCertificate(r.Leaf)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %v", err)
+	}
+	var handle uint32 // of the deterministic primary
+	if r.Slot != tpm.RecordPrimary {
+		handle = a.slots.Keys[r.Slot]
+	}
+	key, err := d.KeyAt(handle, leaf.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &identity{leaf: leaf, key: key, pin: r.Pin, index: r.Index}, nil
+}
+
+func pinsOf(ids []*identity) []pin {
+	var pins []pin
+	for _, id := range ids {
+		pins = append(pins, id.pin)
+	}
+	return pins
+}
+
+// keep writes id to NV, unless exactly it is there. A TPM without room for it is no failure: the
+// certificate is then fetched from the head at each boot.
+func (b *boot) keep(id *identity) error {
+	if b.have != nil && bytes.Equal(b.have.leaf.Raw, id.leaf.Raw) && b.have.pin == id.pin {
+		id.index = b.have.index
+		return nil
+	}
+	if b.have != nil {
+		b.tpm.KeepRecord(b.have.index)
+	}
+	slot := uint8(tpm.RecordPrimary)
+	if id.key.Slot() != tpm.PrimarySlot {
+		slot = uint8(id.key.Slot())
+	}
+	err := b.tpm.WriteRecord(b.slots, tpm.Record{Slot: slot, Algorithm: id.key.Algorithm(), Pin: id.pin, Leaf: id.leaf.Raw})
+	if errors.Is(err, tpm.ErrNoNV) {
+		b.log.Warn("the certificate is not kept in the TPM and will be fetched again at each boot", "err", err)
+		id.index = -1
+		return nil
+	}
+	id.index = 0
+	return err
+}
+
+// errUseless is a record that cannot be used, for a reason that enrolling again mends.
+var errUseless = errors.New("the record in NV cannot be used")
+
+// present offers id to a verified head, if the CA behind that head has issued it and it has not
+// expired for certain.
+func (b *boot) present(id *identity) func(*verified) (*tls.Certificate, error) {
+	return func(v *verified) (*tls.Certificate, error) {
+		if err := b.usable(id, v.sent, v.at); err != nil {
+			return nil, fatal{err}
+		}
+		return id.certificate(), nil
+	}
+}
+
+// usable checks id at a moment. The clock may be wrong in either direction: before the
+// certificate's beginning is no reason, since the CA has signed it.
+func (b *boot) usable(id *identity, sent []*x509.Certificate, at time.Time) error {
+	if _, err := b.trust.verifyNode(id.leaf, sent, later(at, id.leaf.NotBefore)); err != nil {
+		return fmt.Errorf("%w: %v", errUseless, err)
+	}
+	return nil
+}
+
+func (id *identity) certificate() *tls.Certificate {
+	return &tls.Certificate{
+		Certificate: [][]byte{id.leaf.Raw}, PrivateKey: id.key, Leaf: id.leaf,
+		SupportedSignatureAlgorithms: id.key.TLSSchemes(),
+	}
+}
