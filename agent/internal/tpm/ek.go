@@ -150,32 +150,19 @@ func (d *Device) addCert(ek *EK) error {
 //
 // The certificate is read before the key is loaded: the kernel's resource manager swaps every loaded
 // object around each command.
-func (d *Device) derivedEKs(withCerts bool) (eks []EK, err error) {
-	defer func() {
-		if err != nil {
-			for i := range eks {
-				d.unloadEK(&eks[i])
-			}
-		}
-	}()
+func (d *Device) derivedEKs(withCerts bool) ([]EK, error) {
 	var refusal error
 	for _, tmpl := range template.EKs() {
-		var cert []byte
-		var key crypto.PublicKey
-		var others []EK
+		var evidence evidence
 		if withCerts {
-			if cert, key, err = d.readCert(uint32(tmpl.Cert)); err != nil {
+			var err error
+			if evidence, err = d.evidenceFor(tmpl); err != nil {
 				return nil, err
 			}
-			if cert == nil {
-				if others, err = d.certifiedEKs(tmpl.Name); err != nil {
-					return nil, err
-				}
-			}
 		}
-		ek, err := d.deriveEK(tmpl, cert, key)
+		ek, err := d.deriveEK(tmpl, evidence.cert, evidence.key)
 		if err == nil {
-			return append([]EK{ek}, others...), nil
+			return append([]EK{ek}, evidence.others...), nil
 		}
 		if !refused(err) || errors.Is(err, tpm2.TPMRCHierarchy) || isAny(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
 			return nil, err
@@ -185,6 +172,21 @@ func (d *Device) derivedEKs(withCerts bool) (eks []EK, err error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNoEK, refusal)
+}
+
+// evidence is the certificate of a template's key, or the keys of other templates that have one.
+type evidence struct {
+	cert   []byte
+	key    crypto.PublicKey
+	others []EK
+}
+
+func (d *Device) evidenceFor(tmpl template.EK) (e evidence, err error) {
+	e.cert, e.key, err = d.readCert(uint32(tmpl.Cert))
+	if err == nil && e.cert == nil {
+		e.others, err = d.certifiedEKs(tmpl.Name)
+	}
+	return e, err
 }
 
 // certifiedEKs lists the keys of other templates than but that have a certificate in NV.
@@ -273,26 +275,36 @@ func (d *Device) loadEK(tmpl template.EK, public tpm2.TPMTPublic) (EK, error) {
 // nonStandard returns what the template and nonce indices make of tmpl, as far as they exist. A
 // template of other attributes would be no EK that the head accepts.
 func (d *Device) nonStandard(tmpl template.EK) []tpm2.TPMTPublic {
+	if tmpl.Template == 0 {
+		return nil
+	}
 	var list []tpm2.TPMTPublic
-	if tmpl.Template != 0 {
-		if b, err := d.readIndex(uint32(tmpl.Template)); err == nil {
-			pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
-			if err == nil {
-				if known, err := template.CheckEK(pub); err == nil && known.Name == tmpl.Name {
-					list = append(list, *pub)
-				}
-			}
-		}
+	if pub := d.readTemplate(tmpl); pub != nil {
+		list = append(list, *pub)
 	}
-	if tmpl.Nonce != 0 {
-		if nonce, err := d.readIndex(uint32(tmpl.Nonce)); err == nil && len(nonce) > 0 {
-			for i := range list {
-				list[i] = withNonce(list[i], nonce)
-			}
-			list = append(list, withNonce(tmpl.Public, nonce))
-		}
+	nonce, err := d.readIndex(uint32(tmpl.Nonce))
+	if err != nil || len(nonce) == 0 {
+		return list
 	}
-	return list
+	for i := range list {
+		list[i] = withNonce(list[i], nonce)
+	}
+	return append(list, withNonce(tmpl.Public, nonce))
+}
+
+func (d *Device) readTemplate(tmpl template.EK) *tpm2.TPMTPublic {
+	b, err := d.readIndex(uint32(tmpl.Template))
+	if err != nil {
+		return nil
+	}
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
+	if err != nil {
+		return nil
+	}
+	if known, err := template.CheckEK(pub); err != nil || known.Name != tmpl.Name {
+		return nil
+	}
+	return pub
 }
 
 // withNonce puts the EK nonce at the start of the unique field, padded with zeros to the size of the

@@ -104,10 +104,12 @@ var faults = []struct {
 	{is(tpm2.TPMRCRetry), "the TPM stays busy", "try again later; if it stays so, power the node off and on"},
 	{is(tpm2.TPMRCTesting), "the TPM keeps testing itself", "try again later; if it stays so, power the node off and on"},
 	{is(tpm2.TPMRCNVRate), "the TPM slows writes to its memory down to spare it", "try again later"},
+	{is(ErrNoEK), "the TPM has no endorsement key that can be used", "update the TPM's firmware; if it stays so, this TPM cannot prove itself"},
 	{is(tpm2.TPMRCCurve), "the TPM does not know this key algorithm", "set another key algorithm in agent.toml (p256, rsa2048)"},
 	{is(tpm2.TPMRCCommandCode), "the TPM lacks a command that is needed", "update the TPM's firmware"},
 	{is(tpm2.TPMRCIntegrity), "the challenge is not for this TPM's keys", "the node asks for a new one; if it stays so, see 'muster why' on the head"},
 	{is(ErrBadSignature), "the key in the TPM is not the one that the certificate names", "enrol again: 'muster-agent forget', then 'muster-agent run'"},
+	{is(ErrNoSlot), "muster's key slots in the TPM hold other keys", "see 'tpm2_getcap handles-persistent', and set other key slots in agent.toml"},
 	{is(tpm2.TPMRCHandle), "a key or record is gone from the TPM; it was cleared, or the slot was emptied", "enable the node again on the head ('muster certs enable'), then reboot it"},
 	{is(ErrProtocol), "what answered is not a TPM 2.0", "see what --tpm names"},
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -49,6 +50,7 @@ type Key struct {
 	alg    template.Algorithm
 	why    error
 
+	mu      sync.Mutex
 	primary tpm2.TPMHandle // the loaded primary of slot -1, 0 until it is derived
 }
 
@@ -349,7 +351,7 @@ func primaryUnique(alg template.Algorithm) tpm2.TPMUPublicID {
 
 // KeyAt returns the node key at a persistent handle, whose public key the caller has from its
 // certificate, without asking the TPM: Sign finds out when another key is there. Handle 0 is the
-// deterministic primary, derived at its first use.
+// deterministic primary, derived at its first use. Slot is by the [Slots] last given to this Device.
 func (d *Device) KeyAt(handle uint32, pub crypto.PublicKey) (*Key, error) {
 	area, err := areaOf(pub)
 	if err != nil {
@@ -397,18 +399,14 @@ func (k *Key) loaded() (tpm2.TPMHandle, error) {
 	if k.handle != 0 {
 		return tpm2.TPMHandle(k.handle), nil
 	}
-	k.dev.mu.Lock()
-	have := k.primary
-	k.dev.mu.Unlock()
-	if have != 0 {
-		return have, nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.primary == 0 {
+		derived, err := k.dev.primaryKey(k.alg, k.pub)
+		if err != nil {
+			return 0, err
+		}
+		k.primary = derived.primary
 	}
-	derived, err := k.dev.primaryKey(k.alg, k.pub)
-	if err != nil {
-		return 0, err
-	}
-	k.dev.mu.Lock()
-	defer k.dev.mu.Unlock()
-	k.primary = derived.primary
 	return k.primary, nil
 }

@@ -357,7 +357,11 @@ func (d *Device) unflagA(slots Slots, written int) error {
 	r := d.records[a].Record
 	r.Flags &^= FlagAlone
 	newest := d.records[0]
-	if err := d.writeTo(slots, 0, r); err != nil {
+	err := d.writeTo(slots, 0, r)
+	if refused(err) {
+		err = fmt.Errorf("%w: %w", ErrNoNV, err) // a boot still sees A alone
+	}
+	if err != nil {
 		return err
 	}
 	d.records = []Stored{newest, {Record: r, Index: 0}}

@@ -273,3 +273,38 @@ func TestEndorsementPassword(t *testing.T) {
 	}
 	idle(t, d)
 }
+
+// TestForeignIndexLikeOurs is an index of the owner's, at our address, that even starts as a record
+// does: its attributes or its size still say that it is not ours.
+func TestForeignIndexLikeOurs(t *testing.T) {
+	look, err := record(690).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*tpm2.TPMSNVPublic){
+		"attributes": func(p *tpm2.TPMSNVPublic) { p.Attributes.AuthWrite = true },
+		"size":       func(p *tpm2.TPMSNVPublic) { p.DataSize = indexSize - 1 },
+	} {
+		m := testtpm.Start(t)
+		d := New(dial(t, m))
+		public := tpm2.TPMSNVPublic{
+			NVIndex: tpm2.TPMHandle(DefaultSlots.NV[0]), NameAlg: tpm2.TPMAlgSHA256, Attributes: indexAttributes, DataSize: indexSize,
+		}
+		change(&public)
+		_, err := tpm2.NVDefineSpace{AuthHandle: hierarchy(tpm2.TPMRHOwner), PublicInfo: tpm2.New2B(public)}.Execute(d.tpm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.nvWrite(DefaultSlots.NV[0], look); err != nil {
+			t.Fatal(err)
+		}
+		write(t, d, 700)
+		write(t, d, 710)
+		if err := d.EraseRecords(DefaultSlots); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := d.readIndex(DefaultSlots.NV[0]); err != nil || !bytes.Equal(b[:len(look)], look) {
+			t.Errorf("other %s: the index changed: %v", name, err)
+		}
+	}
+}
