@@ -231,6 +231,19 @@ func TestSlotOfAnother(t *testing.T) {
 	idle(t, d)
 }
 
+// TestKeyOfAnotherAlgorithm is ours, but not the one asked for.
+func TestKeyOfAnotherAlgorithm(t *testing.T) {
+	m := testtpm.Start(t)
+	d := New(dial(t, m))
+	old := nodeKey(t, d, template.P384)
+	if key := nodeKey(t, d, template.P256); key.Slot() != 1 || key.Algorithm() != template.P256 {
+		t.Errorf("slot %d, %v", key.Slot(), key.Algorithm())
+	}
+	if key := nodeKey(t, d, template.P384); !bytes.Equal(key.Name(), old.Name()) {
+		t.Error("the P-384 key is not adopted")
+	}
+}
+
 func TestPrimaryWhenNoSlotIsFree(t *testing.T) {
 	for _, alg := range algorithms {
 		t.Run(alg.String(), func(t *testing.T) {
