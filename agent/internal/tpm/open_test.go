@@ -195,3 +195,40 @@ func TestErrorsNameTheCommand(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestDeviceLink stands a socket pair that keeps messages whole in for the character device: one write
+// is one command, one read its whole answer.
+func TestDeviceLink(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := testtpm.Start(t)
+	raw := dial(t, m)
+	go func() {
+		defer unix.Close(fds[1])
+		command := make([]byte, maxResponse)
+		for {
+			n, err := unix.Read(fds[1], command)
+			if err != nil || n == 0 {
+				return
+			}
+			response, err := raw.Send(command[:n])
+			if err != nil {
+				return
+			}
+			unix.Write(fds[1], response)
+		}
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &device{ctx: ctx, fd: fds[0]}
+	d := newDevice(ctx, l, l, false)
+	signs(t, nodeKey(t, d, template.P256))
+	cancel()
+	if _, err := d.Properties(); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the context's end: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
