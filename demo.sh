@@ -34,7 +34,7 @@ refused() {
 power() {
 	mkdir -p "$dir/$1.tpm"
 	swtpm socket --tpm2 --tpmstate "dir=$dir/$1.tpm" --server "type=unixio,path=$dir/$1.sock" \
-		--ctrl "type=unixio,path=$dir/$1.ctrl" --flags not-need-init,startup-clear &
+		--ctrl "type=unixio,path=$dir/$1.ctrl" --flags not-need-init,startup-clear 2>/dev/null &
 	eval "tpm_$1=$!"
 	pids="$pids $!"
 	until [ -S "$dir/$1.sock" ]; do sleep 0.05; done
@@ -53,46 +53,43 @@ head=https://localhost:$port
 sock="--socket $dir/admin.sock"
 
 step "1. The head node: make a cluster, and serve."
-show muster init --dir "$dir/state" --cluster demo --host localhost,127.0.0.1 | grep -v '^$' | head -2
+show muster init --dir "$dir/state" --cluster demo --host localhost,127.0.0.1 | sed '/^$/,$d'
 muster serve --dir "$dir/state" --listen "localhost:$port" --public "localhost:$public" $sock 2>"$dir/serve.log" &
 pids="$pids $!"
-printf '$ muster serve &\n'
+printf '$ muster serve --dir state --listen localhost:%s --public localhost:%s --socket admin.sock &\n' "$port" "$public"
 until [ -S "$dir/admin.sock" ]; do kill -0 $! || { cat "$dir/serve.log" >&2; exit 1; }; sleep 0.05; done
 pin=$(muster ca show --json $sock | sed -n 's/.*"pin": "\(.*\)".*/\1/p')
 
-agent() { # agent MACHINE COMMAND ARGUMENTS…: what runs in that machine's boot image
-	machine=$1 verb=$2; shift 2
-	muster-agent "$verb" --tpm "swtpm:path=$dir/$machine.sock" --root "$dir/$machine.root" "$@"
-}
-boot() { machine=$1; shift; agent "$machine" run --head "$head" --ca "$pin" "$@"; }
+# on MACHINE: where its TPM and its root are. Real nodes have them at /dev/tpmrm0 and /.
+on() { echo "--tpm swtpm:path=$dir/$1.sock --root $dir/$1.root"; }
 
 step "2. The administrator lets one node in."
 show muster certs enable -i n0 $sock
 
 step "3. n0 boots for the first time. Its key is born in its TPM; it proves so and gets a certificate."
 power n0
-show boot n0 --node n0
+show muster-agent run --head "$head" --ca "$pin" --node n0 $(on n0)
 show muster certs list $sock
 
 step "4. n0 loses power and boots again. The certificate is in its TPM: no CSR, one signature."
 before=$(muster log --json $sock | wc -l)
 cut n0; power n0
-show boot n0 --node n0
+show muster-agent run --head "$head" --ca "$pin" --node n0 $(on n0)
 echo "(new lines in the head's journal: $(( $(muster log --json $sock | wc -l) - before )))"
 
 step "5. n0 talks mTLS with the key in its TPM."
-show agent n0 get --ca "$pin" "$head/v1/self"
+show muster-agent get $(on n0) "$head/v1/self"
 echo
-agent n0 cert | openssl x509 -noout -subject -issuer -enddate -ext subjectAltName 2>/dev/null || agent n0 cert
+show muster-agent status $(on n0)
 
 step "6. Another machine, with another TPM, claims to be n0."
 power rogue
-refused 75 boot rogue --node n0 --wait 2s
+refused 75 muster-agent run --head "$head" --ca "$pin" --node n0 --wait 2s $(on rogue)
 show muster why n0 $sock
 
 step "7. n1, which nobody enabled."
 power n1
-refused 75 boot n1 --node n1 --wait 2s
+refused 75 muster-agent run --head "$head" --ca "$pin" --node n1 --wait 2s $(on n1)
 show muster why n1 $sock
 
 step "8. What the head remembers."
