@@ -232,3 +232,21 @@ func TestDeviceLink(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLostAnswer has a good answer follow one that could not be read: it may be the earlier command's.
+func TestLostAnswer(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	go func() {
+		for _, answer := range [][]byte{{0x80, 1, 0, 1, 0, 0, 0, 0, 0, 0}, {0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0}} {
+			server.Read(make([]byte, 4096))
+			server.Write(answer)
+		}
+	}()
+	l := &socket{conn: client}
+	for range 2 {
+		if response, err := l.Send(make([]byte, 12)); !errors.Is(err, ErrProtocol) {
+			t.Errorf("Send = %x, %v", response, err)
+		}
+	}
+}

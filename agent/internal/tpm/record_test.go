@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"reflect"
 	"testing"
@@ -97,4 +98,19 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("Marshal(Parse(x)) = %x, %v", again, err)
 		}
 	})
+}
+
+func TestReservedBytesAreZero(t *testing.T) {
+	for _, i := range []int{14, 15} {
+		b, err := record(60).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[i] = 1
+		sum := sha256.Sum256(b[:len(b)-recordSum])
+		copy(b[len(b)-recordSum:], sum[:])
+		if _, err := ParseRecord(b); !errors.Is(err, ErrRecord) {
+			t.Errorf("byte %d is set: %v", i, err)
+		}
+	}
 }
