@@ -47,7 +47,11 @@ func (b *boot) run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	wait, cancel := context.WithTimeout(ctx, b.wait)
+	limit := b.wait
+	if limit == 0 {
+		limit = requestTimeout // of the one attempt
+	}
+	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for _, id := range records {
 		b.have = id

@@ -45,7 +45,8 @@ type client struct {
 	check func(chain []*x509.Certificate, host string, at time.Time) (*verified, error)
 	// present chooses the certificate for a verified head; nil: none.
 	present func(*verified) (*tls.Certificate, error)
-	at      int // index in heads
+	at      int  // index in heads
+	hurry   bool // each head is asked once: --wait 0
 	http    *http.Transport
 
 	mu     sync.Mutex
@@ -54,7 +55,7 @@ type client struct {
 }
 
 func (b *boot) client(present func(*verified) (*tls.Certificate, error)) *client {
-	c := &client{trust: b.trust, check: b.trust.verifyHead, clock: b.clock, log: b.log, present: present}
+	c := &client{trust: b.trust, check: b.trust.verifyHead, clock: b.clock, log: b.log, present: present, hurry: b.wait == 0}
 	for _, i := range rand.Perm(len(b.heads)) {
 		c.heads = append(c.heads, b.heads[i])
 	}
@@ -252,6 +253,9 @@ func (c *client) take(ctx context.Context, _, addr string) (net.Conn, error) {
 	if parked != nil && parked.addr == addr {
 		return parked, nil
 	}
+	if parked != nil {
+		parked.Close()
+	}
 	conn, err := c.dial(ctx, addr)
 	if err != nil {
 		return nil, err
@@ -270,6 +274,8 @@ type exchange struct {
 	answer  any
 	once    map[wire.Code]bool // codes that are not waited for here
 	last    error              // why the last attempt failed
+	said    map[string]string  // what was logged of each head
+	tries   int                // attempts so far
 	strange int                // heads in a row that may not be believed
 }
 
@@ -280,7 +286,7 @@ func (c *client) call(ctx context.Context, path string, body func() ([]byte, err
 	if len(c.heads) == 0 {
 		return badConfig("add muster.head=https://HEAD:8443 to the kernel command line, or give --head", "no head is configured")
 	}
-	x := &exchange{c: c, path: path, body: body, answer: answer, once: map[wire.Code]bool{}}
+	x := &exchange{c: c, path: path, body: body, answer: answer, once: map[wire.Code]bool{}, said: map[string]string{}}
 	for _, code := range once {
 		x.once[code] = true
 	}
@@ -358,22 +364,35 @@ func (x *exchange) check(ctx context.Context, resp *http.Response, err error) (b
 	if ctx.Err() != nil {
 		return false, ctx.Err() // and x.last stays what it was before the end
 	}
-	if x.last == nil || x.last.Error() != err.Error() {
-		x.c.log.Info("no answer yet", "head", x.c.head().Host, "request", x.path, "err", err)
+	var u *url.Error
+	if errors.As(err, &u) { // its text repeats method and URL
+		err = u.Err
 	}
 	x.last = err
+	x.tries++
+	x.say(err)
 	var e *wire.Error
-	if errors.As(err, &e) {
-		return x.mayChange(e.Code), err
+	if errors.As(err, &e) && !x.mayChange(e.Code) {
+		return false, err
 	}
 	if !stranger(err) {
 		x.strange = 0
-		return true, nil
+	} else if x.strange++; x.strange == len(x.c.heads) {
+		return false, x.c.trust.headError(x.c.head().Host, err)
 	}
-	if x.strange++; x.strange < len(x.c.heads) {
-		return true, nil
+	if x.c.hurry && x.tries%len(x.c.heads) == 0 {
+		return false, &late{because: err, interrupted: context.DeadlineExceeded}
 	}
-	return false, x.c.trust.headError(x.c.head().Host, err)
+	return true, nil
+}
+
+// say logs an answer of a head's that differs from its last one.
+func (x *exchange) say(err error) {
+	host := x.c.head().Host
+	if x.said[host] != err.Error() {
+		x.said[host] = err.Error()
+		x.c.log.Info("no answer yet", "head", host, "request", x.path, "err", err)
+	}
 }
 
 func stranger(err error) bool {
@@ -457,10 +476,11 @@ func (x *exchange) pause(_, _ time.Duration, attempt int, resp *http.Response) t
 // next goes to another head, unless this one has answered (retryablehttp.PrepareRetry).
 func (x *exchange) next(req *http.Request) error {
 	var e *wire.Error
-	if errors.As(x.last, &e) && e.Code != wire.Busy {
+	c := x.c
+	if len(c.heads) == 1 || errors.As(x.last, &e) && e.Code != wire.Busy {
 		return nil
 	}
-	c := x.c
+	c.http.CloseIdleConnections()
 	c.at = (c.at + 1) % len(c.heads)
 	u := *req.URL
 	u.Host = c.head().Host

@@ -290,6 +290,7 @@ func (s *settings) check(a *Agent) error {
 			return badConfig(c.hint, "%s: %v", s.from[c.name], err)
 		}
 	}
+	a.ca.from = s.from["ca"]
 	return nil
 }
 
@@ -313,6 +314,7 @@ type caOption struct {
 	tofu  bool
 	pins  []pin
 	files []string
+	from  string // where it was set
 }
 
 func (c caOption) given() bool { return c.tofu || len(c.pins)+len(c.files) > 0 }

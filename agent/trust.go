@@ -50,7 +50,7 @@ func (a *Agent) resolveTrust(nv []pin) (*trust, error) {
 	t := &trust{}
 	switch certs, err := readCertificates(a.path(imageCA)); {
 	case a.ca.given() && !a.ca.tofu:
-		t.from, t.pins = "the configuration", slices.Clone(a.ca.pins)
+		t.from, t.pins = a.ca.from, slices.Clone(a.ca.pins)
 		for _, file := range a.ca.files {
 			more, err := readCertificates(file)
 			if err != nil {
