@@ -182,17 +182,14 @@ func (b *boot) lateError(l *late) error {
 		return tryAgain("see that the network is up and that muster.head= is right ('muster-agent doctor')",
 			"no head answered within %v: %v", b.wait, l)
 	}
-	node := b.name
-	if node == "" {
-		node = "NAME"
-	}
+	node := hintName(b.name)
 	switch e.Code {
 	case wire.NotEnabled:
 		return tryAgain("on the head: muster certs enable -i "+node, "%s is not enabled, after %v: %v", node, b.wait, e)
 	case wire.Pending:
 		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval, after %v: %v", node, b.wait, e)
 	}
-	return tryAgain("", "the head is busy, after %v: %v", b.wait, e)
+	return tryAgain("on the head: muster why "+node, "no certificate after %v: %v", b.wait, e)
 }
 
 // short abbreviates a serial number for people.

@@ -311,17 +311,18 @@ func code(err error) wire.Code {
 func (b *boot) enrollError(err error, revoked bool) error {
 	var l *late
 	var o *Outcome
+	node := hintName(b.name)
 	switch {
 	case err == nil || errors.As(err, &o):
 		return err
 	case errors.As(err, &l):
 		return b.lateError(l)
 	case code(err) == wire.Revoked, revoked && code(err) != "":
-		return refused("on the head: muster certs enable --again -i "+b.name, "this node's certificate is revoked")
+		return refused("on the head: muster certs enable --again -i "+node, "this node's certificate is revoked")
 	case code(err) == wire.Refused, code(err) == wire.KeyBarred:
-		return refused("on the head: muster why "+b.name, "the head refuses this node: %v", err)
+		return refused("on the head: muster why "+node, "the head refuses this node: %v", err)
 	case code(err) != "":
-		return tryAgain("on the head: muster why "+b.name, "the head answers %v", err)
+		return tryAgain("on the head: muster why "+node, "the head answers %v", err)
 	}
 	return tpmError(err)
 }

@@ -26,14 +26,7 @@ func (a *Agent) Forget(ctx context.Context, key bool) (string, error) {
 		return "", installError(err)
 	}
 	if key {
-		return "forgotten: certificate, CA and key; on the head: muster certs enable -i " + nodeOr(a.name, "NAME"), nil
+		return "forgotten: certificate, CA and key; on the head: muster certs enable -i " + hintName(a.name), nil
 	}
 	return "forgotten: certificate and CA; the key is kept", nil
-}
-
-func nodeOr(name, other string) string {
-	if name == "" {
-		return other
-	}
-	return name
 }

@@ -67,3 +67,11 @@ func tryAgain(hint, format string, args ...any) error {
 func refused(hint, format string, args ...any) error {
 	return &Outcome{Status: StatusRefused, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
+
+// hintName is what a hint calls the node.
+func hintName(name string) string {
+	if name == "" {
+		return "NAME"
+	}
+	return name
+}
