@@ -333,4 +333,3 @@ func (n *node) file(name string) []byte {
 	}
 	return b
 }
-
