@@ -27,7 +27,7 @@ const (
 // Plan is what `muster init` asks for.
 type Plan struct {
 	Cluster     string   // name, in certificates' O; letters, digits, dot, dash, underscore
-	TrustDomain string   // SPIFFE trust domain; empty: Cluster in lower case
+	TrustDomain string   // SPIFFE trust domain, fully qualified; empty: Cluster with .internal behind it
 	Hosts       []string // DNS names and IP addresses of the head
 }
 
@@ -43,7 +43,6 @@ var ErrPlan = errors.New("cannot make this cluster")
 
 var (
 	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	domainName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?$`)
 )
 
@@ -53,10 +52,10 @@ func (p *Plan) Check() error {
 		return fmt.Errorf("%w: cluster name %q is not of letters, digits, '.', '-', '_'", ErrPlan, p.Cluster)
 	}
 	if p.TrustDomain == "" {
-		p.TrustDomain = strings.ToLower(p.Cluster)
+		p.TrustDomain = trustDomain(p.Cluster)
 	}
-	if !domainName.MatchString(p.TrustDomain) {
-		return fmt.Errorf("%w: trust domain %q is not of lower-case letters, digits, '.', '-', '_'", ErrPlan, p.TrustDomain)
+	if !strings.Contains(p.TrustDomain, ".") || !hostName.MatchString(p.TrustDomain) || strings.ToLower(p.TrustDomain) != p.TrustDomain {
+		return fmt.Errorf("%w: trust domain %q is not a fully qualified name in lower case, as hpc1.example.org", ErrPlan, p.TrustDomain)
 	}
 	if len(p.Hosts) == 0 {
 		return fmt.Errorf("%w: no host name or address for the head", ErrPlan)
@@ -67,6 +66,16 @@ func (p *Plan) Check() error {
 		}
 	}
 	return nil
+}
+
+// trustDomain is a fully qualified name, since RFC 5280, 4.2.1.6, wants one in a certificate's URI;
+// internal is the top-level domain that is kept for private use.
+func trustDomain(cluster string) string {
+	name := strings.Trim(strings.ReplaceAll(strings.ToLower(cluster), "_", "-"), ".-")
+	if !strings.Contains(name, ".") {
+		name += ".internal"
+	}
+	return name
 }
 
 // Init makes a cluster in dir, whose store st is new and empty. Only the last step, the record of the

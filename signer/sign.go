@@ -33,7 +33,7 @@ func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, er
 	}
 	return &issued{
 		DER: der, Serial: serialHex(tmpl.SerialNumber), Key: at.Key(), Level: at.Level(),
-		Issued: now.UTC(), NotAfter: tmpl.NotAfter.UTC(),
+		Issued: now.UTC(), NotAfter: tmpl.NotAfter.UTC().Truncate(time.Second),
 	}, nil
 }
 

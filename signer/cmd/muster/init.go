@@ -56,7 +56,7 @@ cluster; a run that was cut short can simply be repeated.`,
 	f := c.Flags()
 	f.StringVar(&dir, "dir", defaultDir, "state `directory`")
 	f.StringVar(&plan.Cluster, "cluster", "cluster", "the cluster's `name`, as certificates show it")
-	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain` (default: the cluster's name)")
+	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain`, fully qualified (default: CLUSTER.internal)")
 	f.StringSliceVar(&plan.Hosts, "host", nil, "`names` and addresses under which nodes reach this head (default: its own)")
 	f.BoolVar(&asJSON, "json", false, "print the pin and the CA certificate as JSON")
 	return c
