@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"time"
+)
+
+// enrol measures CPU, bytes and memory under a steady load.
+func (b *bench) enrol(ctx context.Context) error {
+	few, err := b.few(ctx)
+	if err != nil {
+		return err
+	}
+	many, err := b.many(ctx)
+	if err != nil {
+		return err
+	}
+	r := &rounds{bench: b, got: series{}}
+	if r.small, err = startHead(ctx, b.muster, few); err != nil {
+		return err
+	}
+	defer r.small.stop()
+	if r.big, err = startHead(ctx, b.muster, many); err != nil {
+		return err
+	}
+	defer r.big.stop()
+	if r.floor, err = startFloor(ctx); err != nil {
+		return err
+	}
+	defer r.floor.stop()
+	time.Sleep(time.Second)
+	idle, err := resident(r.small.pid())
+	if err != nil {
+		return err
+	}
+	r.got.add("rss-idle", idle)
+	for range b.rounds {
+		if err := r.round(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.memory(); err != nil {
+		return err
+	}
+	r.figures()
+	return nil
+}
+
+// rounds is what the loads run against, and what they gave.
+type rounds struct {
+	*bench
+	small, big *head
+	floor      *floorServer
+	got        series
+}
+
+// round does each load once, the floor's beside the head's, so that they meet the same machine.
+func (r *rounds) round(ctx context.Context) error {
+	x25519 := []tls.CurveID{tls.X25519}
+	for _, l := range []struct {
+		name string
+		c, n int
+		kx   []tls.CurveID
+	}{
+		{"c64", 64, r.load, nil}, {"c64-x25519", 64, r.load, x25519}, {"c1", 1, r.single, nil},
+	} {
+		nodes, err := r.made(l.n)
+		if err != nil {
+			return err
+		}
+		err = r.take(ctx, "floor-"+l.name, r.floor.pid(), l.c, nodes, func(n *node) error { return n.enrol(r.floor.addr, l.kx) })
+		if err != nil {
+			return err
+		}
+		nodes, err = r.enabled(ctx, r.small, l.n)
+		if err != nil {
+			return err
+		}
+		err = r.take(ctx, l.name, r.small.pid(), l.c, nodes, func(n *node) error { return n.enrol(r.small.addr, l.kx) })
+		if err != nil {
+			return err
+		}
+		if l.name == "c64" {
+			if err := r.returning(ctx, nodes); err != nil {
+				return err
+			}
+			if err := r.grown(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// returning measures nodes that come back. Their first use of a certificate is written down; it is not
+// the one measured.
+func (r *rounds) returning(ctx context.Context, nodes []*node) error {
+	self := func(n *node) error { return n.self(r.small.addr) }
+	if err := load(ctx, 64, nodes, self); err != nil {
+		return err
+	}
+	err := r.take(ctx, "floor-self", r.floor.pid(), 64, nodes, func(n *node) error { return n.self(r.floor.addr) })
+	if err != nil {
+		return err
+	}
+	return r.take(ctx, "self", r.small.pid(), 64, nodes, self)
+}
+
+// grown measures the head with many records, next to the one with few.
+func (r *rounds) grown(ctx context.Context) error {
+	nodes, err := r.enabled(ctx, r.big, r.load)
+	if err != nil {
+		return err
+	}
+	err = r.take(ctx, "c64-many", r.big.pid(), 64, nodes, func(n *node) error { return n.enrol(r.big.addr, nil) })
+	if err != nil {
+		return err
+	}
+	last := func(name string) float64 { s := r.got[name]; return s[len(s)-1] }
+	r.got.add("growth", last("c64-many")/last("c64"))
+	return nil
+}
+
+// take measures one load.
+func (r *rounds) take(ctx context.Context, name string, pid, c int, nodes []*node, do func(*node) error) error {
+	s, err := r.costs(ctx, pid, c, nodes, do)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	r.got.add(name, s.pairs())
+	r.got.add(name+" bytes", s.bytes)
+	fmt.Fprintf(r.log, "  %-16s %5.2f pairs of %v; %4.0f/s, %.0f bytes each\n",
+		name, s.pairs(), s.pair.Round(time.Microsecond), float64(len(nodes))/s.wall.Seconds(), s.bytes)
+	return nil
+}
+
+func (r *rounds) memory() error {
+	for name, pid := range map[string]int{"rss-c64": r.small.pid(), "rss-many": r.big.pid()} {
+		mib, err := peak(pid)
+		if err != nil {
+			return err
+		}
+		file, err := mapped(pid)
+		if err != nil {
+			return err
+		}
+		r.got.add(name, mib)
+		fmt.Fprintf(r.log, "  %-16s %.1f MiB at most; of its store %.1f MiB now\n", name, mib, file)
+	}
+	return nil
+}
+
+func (r *rounds) figures() {
+	g := r.got
+	for _, f := range []figure{
+		{"enrol-c64", g.median("c64"), "pairs", g.median("floor-c64"), 7},
+		{"enrol-c64-x25519", g.median("c64-x25519"), "pairs", g.median("floor-c64-x25519"), 6},
+		{"enrol-c1", g.median("c1"), "pairs", g.median("floor-c1"), 10},
+		{"self-c64", g.median("self"), "pairs", g.median("floor-self"), 5},
+		{"written-c64", g.median("c64 bytes") / 1024, "KiB", 0, 6},
+		{"growth-100k", g.median("growth"), "x", 1, 1.10},
+		{"rss-idle", g.median("rss-idle"), "MiB", 0, 25},
+		{"rss-c64", g.median("rss-c64"), "MiB", 0, 45},
+		{"rss-100k", g.median("rss-many"), "MiB", 0, 150},
+	} {
+		r.report.add(f)
+	}
+}
