@@ -40,8 +40,9 @@ type Changed struct {
 // MaxWindow bounds how long a grant may wait: an open one is a door.
 const MaxWindow = 30 * 24 * time.Hour
 
-// perTx is how many nodes one transaction changes: each may take two guards, two puts and an event.
-const perTx = 30
+// perTx is how many nodes one transaction changes: each takes a put and an event of store.MaxOps. The
+// guard and put of --ek come with one node only.
+const perTx = 60
 
 func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) (any, error) {
 	if err := req.check(); err != nil {

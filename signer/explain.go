@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"muster/signer/store"
 )
 
 // WhyRequest is `muster why`.
@@ -152,16 +150,3 @@ func times(n int) string {
 }
 
 func day(t time.Time) string { return t.Local().Format("2006-01-02 15:04") }
-
-// lastEntry is the newest entry of this head's journal.
-func (h *Head) lastEntry(ctx context.Context) (store.Entry, error) {
-	var last store.Entry
-	for e, err := range h.store.Journal(ctx, 1) {
-		if err != nil {
-			h.log.Error("journal is damaged", "entry", e.Seq, "err", err)
-			continue
-		}
-		last = e
-	}
-	return last, nil
-}

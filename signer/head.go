@@ -171,14 +171,21 @@ func (h *Head) loadEpochs(context.Context) error {
 	return err
 }
 
-// loadFloor finds the last moment on record. The journal is read to its end, so a damaged entry
-// there does not stop the head.
+// loadFloor finds the last moment on record. A damaged last entry must not stop the head; the floor
+// is then the CA's beginning.
 func (h *Head) loadFloor(ctx context.Context) error {
-	last, err := h.lastEntry(ctx)
+	h.floor.Store(h.ca.cert.NotBefore.Unix())
+	tail, err := h.store.Tail(ctx)
 	if err != nil {
 		return err
 	}
-	h.floor.Store(max(last.Time.Unix(), h.ca.cert.NotBefore.Unix()))
+	for last, err := range h.store.Journal(ctx, tail.Seq) {
+		if err != nil {
+			h.log.Error("journal is damaged", "entry", last.Seq, "err", err)
+			continue
+		}
+		h.signed(last.Time)
+	}
 	return nil
 }
 

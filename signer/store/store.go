@@ -64,6 +64,9 @@ type Store interface {
 	// and the listing goes on.
 	Journal(ctx context.Context, from uint64) iter.Seq2[Entry, error]
 
+	// Tail returns the end of this head's chain: the newest entry's number and hash, zero before the first.
+	Tail(ctx context.Context) (Chain, error)
+
 	// Close waits for the commits under way, and refuses those still waiting with ErrClosed.
 	Close() error
 }

@@ -244,6 +244,16 @@ func (s *Store) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry,
 	}
 }
 
+// Tail implements [store.Store].
+func (s *Store) Tail(context.Context) (store.Chain, error) {
+	snap := s.snapshot.acquire()
+	if snap == nil {
+		return store.Chain{}, store.ErrClosed
+	}
+	defer s.snapshot.release(snap)
+	return snap.tail.chain, nil
+}
+
 func readEntry(tx *bbolt.Tx, seq uint64) (e store.Entry, err error) {
 	name := fmt.Sprintf("journal %d", seq)
 	defer func() {
