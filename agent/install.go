@@ -159,14 +159,17 @@ func pemOf(certs ...*x509.Certificate) []byte {
 
 // opensslConf makes OpenSSL 3 use the key in the TPM through tpm2-openssl. The property query keeps
 // digests, ciphers and random numbers off the TPM, without which version 1.1.1 (Debian 12) fails in
-// TLS. The provider's own default would be /dev/tpm0, which only one program can hold.
+// TLS. That version also ignores tcti here, so that a TPM elsewhere than /dev/tpmrm0 needs the
+// environment variable; and it wants tpm2-abrmd, since the kernel's resource manager has too few
+// places for its sessions.
 func opensslConf(spec string) []byte {
 	if spec == "device:/dev/tpm0" {
 		spec = tpm.DefaultSpec
 	}
 	return fmt.Appendf(nil, `# Written by muster-agent. For programs that use OpenSSL 3 and the provider tpm2 (tpm2-openssl):
 #   OPENSSL_CONF=%s curl --cert %s --key %s --cacert %s https://…
-# The environment variable TPM2OPENSSL_TCTI names another TPM.
+# tpm2-openssl 1.1 (Debian 12) needs tpm2-abrmd running for TLS, and takes no tcti from this file: set
+# TPM2OPENSSL_TCTI=%s where that is not what it finds by itself.
 openssl_conf = muster
 
 [muster]
@@ -186,7 +189,7 @@ tcti = %s
 
 [muster_algorithms]
 default_properties = ?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes,tpm2.rand!=yes
-`, fileConf, fileChain, fileKey, fileCA, spec)
+`, fileConf, fileChain, fileKey, fileCA, spec, spec)
 }
 
 // uninstall removes what install wrote.

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"muster/agent"
+	"muster/internal/testtpm"
+)
+
+func TestExitStatus(t *testing.T) {
+	root := t.TempDir()
+	for _, c := range []struct {
+		args   []string
+		status int
+		stdout string // a part of it
+		stderr string
+	}{
+		{[]string{"--help"}, 0, "Usage: muster-agent COMMAND", ""},
+		{[]string{"run", "--help"}, 0, "--wait", ""},
+		{[]string{"version"}, 0, "muster-agent ", ""},
+		{nil, agent.StatusConfig, "", "hint: muster-agent --help"},
+		{[]string{"enrol"}, agent.StatusConfig, "", `no command "enrol"`},
+		{[]string{"run", "--no-such"}, agent.StatusConfig, "", "hint: "},
+		{[]string{"status", "--head", "https://h"}, agent.StatusConfig, "", "hint: "},
+		{[]string{"run", "more"}, agent.StatusConfig, "", "hint: "},
+		{[]string{"get"}, agent.StatusConfig, "", "hint: "},
+		{[]string{"run", "--root", root, "--wait", "soon"}, agent.StatusConfig, "", "--wait"},
+		{[]string{"run", "--root", root, "--tpm", "x"}, agent.StatusConfig, "", "--tpm"},
+		{[]string{"run", "--root", root, "--tpm", "device:/nowhere/tpm0"}, agent.StatusNoTPM, "", "hint: "},
+		{[]string{"status", "--root", root, "--tpm", "swtpm:path=/nowhere"}, agent.StatusNoTPM, "", "hint: "},
+		{[]string{"doctor", "--root", root, "--tpm", "device:/nowhere/tpm0"}, agent.StatusFailed, "fail  tpm", ""},
+	} {
+		var stdout, stderr bytes.Buffer
+		status := run(context.Background(), c.args, &stdout, &stderr)
+		if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+			t.Errorf("%q: status %d\nstdout %s\nstderr %s", c.args, status, stdout.String(), stderr.String())
+		}
+		if n := strings.Count(strings.TrimSpace(stderr.String()), "\n"); status != 0 && n > 1 {
+			t.Errorf("%q: more than message and hint:\n%s", c.args, stderr.String())
+		}
+	}
+}
+
+// TestNoHead: with a TPM, what is missing is named one after the other.
+func TestNoHead(t *testing.T) {
+	m := testtpm.Start(t)
+	root := t.TempDir()
+	common := []string{"run", "--tpm", m.Spec(), "--root", root, "--node", "n0", "--wait", "0"}
+	pin := "sha256:" + strings.Repeat("0", 64)
+	for _, c := range []struct {
+		args   []string
+		status int
+		stderr string
+	}{
+		{nil, agent.StatusConfig, "no CA is known"},
+		{[]string{"--ca", pin}, agent.StatusConfig, "no head is configured"},
+		{[]string{"--ca", pin, "--head", "https://127.0.0.1:1"}, agent.StatusTryAgain, "no head answered"},
+	} {
+		var stdout, stderr bytes.Buffer
+		status := run(context.Background(), append(common[:len(common):len(common)], c.args...), &stdout, &stderr)
+		if status != c.status || !strings.Contains(stderr.String(), c.stderr) || !strings.Contains(stderr.String(), "\nhint: ") {
+			t.Errorf("%q: status %d\n%s%s", c.args, status, stdout.String(), stderr.String())
+		}
+	}
+	if left, _ := filepath.Glob(root + "/run/muster/*"); len(left) > 0 {
+		t.Errorf("files: %v", left)
+	}
+}
+
+// TestHelpNamesEveryFlag: what run takes is on its help page, with an explanation.
+func TestHelpNamesEveryFlag(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	run(context.Background(), []string{"run", "--help"}, &stdout, &stderr)
+	for _, flag := range []string{"ca", "clock", "config", "head", "install", "key", "node", "root", "tpm", "wait"} {
+		if !strings.Contains(stdout.String(), "  --"+flag+" ") {
+			t.Errorf("no --%s", flag)
+		}
+	}
+}
