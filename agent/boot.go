@@ -103,6 +103,11 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 			return b.finishOffline(id, l)
 		}
 		return "", b.lateError(l)
+	case stranger(err) && offline:
+		// Whoever sits in the head's place must not keep a node from its certificate (I3), and
+		// nothing of what follows is on its word.
+		b.log.Warn("what answers is not a head of this cluster", "err", err)
+		return b.finishOffline(id, err)
 	case errors.As(err, &e) && e.Code == wire.Revoked:
 		// Only a new grant helps, and for that a new key. Ask once whether there is one.
 		return b.enroll(ctx, ctx, true)

@@ -309,6 +309,27 @@ func TestNoHeadInReach(t *testing.T) {
 	m.installed(false)
 }
 
+// TestStrangerInTheHeadsPlace: with its CA at hand, a node needs no head to keep its certificate.
+func TestStrangerInTheHeadsPlace(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	m.reboot()
+	stranger := newHead(t)
+	m.config.Head, m.config.CA = stranger.url.String(), h.ca.file(t)
+	if line := m.must(); !strings.Contains(line, "ca_mismatch") {
+		t.Errorf("%s", line)
+	}
+	m.installed(true)
+	if ca, err := os.ReadFile(filepath.Join(m.config.Root, fileCA)); err != nil || !bytes.Equal(ca, pemOf(h.ca.cert)) {
+		t.Errorf("ca.pem: %v", err)
+	}
+	if got := stranger.paths(); len(got) > 0 || m.did(tpm2.TPMCCSign) > 0 {
+		t.Errorf("requests %v", got)
+	}
+}
+
 // TestDeadClock: whatever the battery says, the node gets there, and the clock is set.
 func TestDeadClock(t *testing.T) {
 	for name, year := range map[string]int{"1970": 1970, "2000": 2000, "2106": 2106} {

@@ -264,15 +264,18 @@ func selfSigned(c *x509.Certificate) bool {
 
 // headError is the outcome of a head that may not be believed.
 func (t *trust) headError(host string, err error) error {
+	o := &Outcome{Status: StatusConfig, cause: err, Message: fmt.Sprintf("%s: %v", host, err), Hint: "muster.head= must name a head of Muster"}
 	switch {
 	case errors.Is(err, errMismatch) && t.nv:
-		return badConfig("if the CA was replaced on purpose: muster-agent forget, then run again", "ca_mismatch: %s: %v (pinned in the TPM's NV: %v)", host, errMismatch, t.pins[0])
+		o.Message = fmt.Sprintf("ca_mismatch: %s: %v (pinned in the TPM's NV: %v)", host, errMismatch, t.pins[0])
+		o.Hint = "if the CA was replaced on purpose: muster-agent forget, then run again"
 	case errors.Is(err, errMismatch):
-		return badConfig("compare with 'muster ca show' on the head, and set muster.ca= or --ca", "ca_mismatch: %s: %v (%d pinned by %s)", host, errMismatch, len(t.pins), t.from)
+		o.Message = fmt.Sprintf("ca_mismatch: %s: %v (%d pinned by %s)", host, errMismatch, len(t.pins), t.from)
+		o.Hint = "compare with 'muster ca show' on the head, and set muster.ca= or --ca"
 	case errors.Is(err, errHost):
-		return badConfig("use a name of the head's certificate in muster.head=, or on the head: muster ca host --add NAME,IP", "%s: %v", host, err)
+		o.Hint = "use a name of the head's certificate in muster.head=, or on the head: muster ca host --add NAME,IP"
 	case errors.Is(err, errTime):
-		return badConfig("set the clocks of node and head; 'muster-agent doctor' shows the node's", "%s: %v", host, err)
+		o.Hint = "set the clocks of node and head; 'muster-agent doctor' shows the node's"
 	}
-	return badConfig("muster.head= must name a head of Muster", "%s: %v", host, err)
+	return o
 }
