@@ -56,7 +56,19 @@ func (b *bench) few(ctx context.Context) (string, error) {
 	return b.prepared("few", func(dir string) error { return b.settle(ctx, dir, 10) })
 }
 
-// many is one with a hundred thousand.
+// fresh is a running head of such a cluster, a new one.
+func (b *bench) fresh(ctx context.Context) (*head, error) {
+	dir, err := os.MkdirTemp(b.tmp, "f")
+	if err != nil {
+		return nil, err
+	}
+	if err := b.settle(ctx, dir, 10); err != nil {
+		return nil, err
+	}
+	return startHead(ctx, b.muster, dir)
+}
+
+// many is a state directory with a hundred thousand.
 func (b *bench) many(ctx context.Context) (string, error) {
 	return b.prepared("many", func(dir string) error {
 		if err := b.settle(ctx, dir, 1); err != nil {

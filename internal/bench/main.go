@@ -24,7 +24,7 @@
 //	       self-c64                      GET /v1/self over mTLS, fresh connection: a node that comes back
 //	       written-c64                   bytes that an enrolment causes to be written (/proc/PID/io)
 //	       growth-100k                   CPU with 100,000 nodes on record against ten
-//	       rss-idle, rss-c64, rss-100k   memory, the peak of the run but for the first
+//	       rss-idle, rss-c64, rss-100k   memory: a second after the start; the peaks of a round, of all
 //	storm  storm-lost, storm-p99,        1,000 nodes at the same instant: without a certificate at the first
 //	       rss-c1000                     try; time from the instant to the certificate; memory
 //	sync   sync-c1, sync-c64, sync-c1000 fsync and fdatasync calls for an enrolment (needs strace)
