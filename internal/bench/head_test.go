@@ -19,12 +19,12 @@ import (
 )
 
 // roleCrowd is the argument that makes the test binary the load generator, so that a profile of the
-// test is one of the head alone: crowd ADDRESS N.
+// test is one of the head alone: crowd ADDRESS N C.
 const roleCrowd = "crowd"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == roleCrowd {
-		if err := generate(os.Args[2], os.Args[3]); err != nil {
+	if len(os.Args) == 5 && os.Args[1] == roleCrowd {
+		if err := generate(os.Args[2], os.Args[3], os.Args[4]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -33,9 +33,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// generate makes N nodes, says so, waits for a line, and enrols them, 64 at a time.
-func generate(addr, n string) error {
+// generate makes n nodes, says so, waits for a line, and enrols them, c at a time.
+func generate(addr, n, c string) error {
 	count, err := strconv.Atoi(n)
+	if err != nil {
+		return err
+	}
+	atOnce, err := strconv.Atoi(c)
 	if err != nil {
 		return err
 	}
@@ -47,16 +51,22 @@ func generate(addr, n string) error {
 	if _, err := fmt.Scanln(new(string)); err != nil {
 		return err
 	}
-	return load(context.Background(), 64, nodes, func(n *node) error { return n.enrol(addr, nil) })
+	return load(context.Background(), atOnce, nodes, func(n *node) error { return n.enrol(addr, nil) })
 }
 
-// BenchmarkHead runs the head in this process, for profiles: go test -run - -bench Head -benchtime
+// BenchmarkHead runs the head in this process, for profiles: go test -run - -bench Head/c=64 -benchtime
 // 5000x -cpuprofile FILE -memprofile FILE ./internal/bench. Its times are not comparable with the
 // bench's figures.
 func BenchmarkHead(b *testing.B) {
+	for _, c := range []int{1, 64} {
+		b.Run(fmt.Sprint("c=", c), func(b *testing.B) { benchmarkHead(b, c) })
+	}
+}
+
+func benchmarkHead(b *testing.B, c int) {
 	addr, socket := headHere(b)
 	enableHere(b, socket, b.N)
-	crowd, err := startChild(b.Context(), roleCrowd, addr, strconv.Itoa(b.N))
+	crowd, err := startChild(b.Context(), roleCrowd, addr, strconv.Itoa(b.N), strconv.Itoa(c))
 	if err != nil {
 		b.Fatal(err)
 	}
