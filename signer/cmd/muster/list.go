@@ -18,10 +18,60 @@ import (
 
 const certsSchema = "muster.certs/v1"
 
-// listing is `certs list --json`.
+// listing is `certs list --json`, of rows, and `certs show --json`, of wholes.
 type listing struct {
-	Schema string            `json:"schema"`
-	Nodes  []signer.NodeView `json:"nodes"`
+	Schema string `json:"schema"`
+	Nodes  any    `json:"nodes"`
+}
+
+// row is one node for programs. Each field is always there; null stands for what the node has not.
+type row struct {
+	Node        string       `json:"node"`
+	State       signer.State `json:"state"`
+	Level       *string      `json:"level"`
+	Serial      *string      `json:"serial"`
+	EK          *string      `json:"ek"`
+	Key         *string      `json:"key"`
+	Issued      *string      `json:"issued"`
+	Expires     *string      `json:"expires"`
+	WindowUntil *string      `json:"window_until"`
+}
+
+// whole is a row with what only `certs show` tells.
+type whole struct {
+	row
+	Pinned   bool     `json:"pinned"`
+	DNS      []string `json:"dns"`
+	IP       []string `json:"ip"`
+	Cert     *string  `json:"cert"`
+	Replaces *string  `json:"replaces"`
+}
+
+func rowOf(v signer.NodeView) row {
+	return row{
+		v.Node, v.State, orNull(string(v.Level)), orNull(v.Serial), orNull(v.EK), orNull(v.Key),
+		orNull(stamp(v.Issued)), orNull(stamp(v.Expires)), orNull(stamp(v.WindowUntil)),
+	}
+}
+
+func wholeOf(v signer.NodeView) whole {
+	return whole{rowOf(v), v.Pinned, append([]string{}, v.DNS...), append([]string{}, v.IP...), orNull(v.Cert), orNull(v.Old)}
+}
+
+func orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// each is f of every node; never nil, which JSON would show as null.
+func each[T any](nodes []signer.NodeView, f func(signer.NodeView) T) []T {
+	all := make([]T, 0, len(nodes))
+	for _, v := range nodes {
+		all = append(all, f(v))
+	}
+	return all
 }
 
 var formats = []string{"table", "wide", "json", "jsonl", "yaml", "csv", "nodeset", "name"}
@@ -98,7 +148,7 @@ func (e *env) showCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return e.printJSON(listing{certsSchema, nodes})
+				return e.printJSON(listing{certsSchema, each(nodes, wholeOf)})
 			}
 			for _, v := range nodes {
 				e.printNode(v)
@@ -115,17 +165,17 @@ func (e *env) printNodes(nodes []signer.NodeView, format string) error {
 	nodes = inOrder(nodes)
 	switch format {
 	case "json":
-		return e.printJSON(listing{certsSchema, nodes})
+		return e.printJSON(listing{certsSchema, each(nodes, rowOf)})
 	case "jsonl":
 		enc := json.NewEncoder(e.out)
 		for _, v := range nodes {
-			if err := enc.Encode(v); err != nil {
+			if err := enc.Encode(rowOf(v)); err != nil {
 				return err
 			}
 		}
 		return nil
 	case "yaml":
-		return e.printYAML(listing{certsSchema, nodes})
+		return e.printYAML(listing{certsSchema, each(nodes, rowOf)})
 	case "csv":
 		return e.printCSV(nodes)
 	case "name":
@@ -147,7 +197,6 @@ func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 		return
 	}
 	t := table.NewWriter()
-	t.SetOutputMirror(e.out)
 	t.SetStyle(plain)
 	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "WINDOW", "TPM (EK)"}
 	if wide {
@@ -164,7 +213,9 @@ func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 		}
 		t.AppendRow(row)
 	}
-	t.Render()
+	for line := range strings.Lines(t.Render() + "\n") {
+		fmt.Fprintln(e.out, strings.TrimRight(line, " \n"))
+	}
 	if isTerminal(e.out) {
 		fmt.Fprintln(e.out, summary(len(nodes), counts))
 	}
@@ -329,10 +380,10 @@ func in(t, now time.Time) string {
 		return at(t)
 	case left < time.Minute:
 		return fmt.Sprintf("in %ds", int(left.Seconds()))
-	case left < 2*time.Hour:
+	case left < time.Hour:
 		return fmt.Sprintf("in %dm", int(left.Minutes()))
 	case left < 48*time.Hour:
-		return fmt.Sprintf("in %dh", int(left.Hours()))
+		return fmt.Sprintf("in %dh %02dm", int(left.Hours()), int(left.Minutes())%60)
 	default:
 		return fmt.Sprintf("in %dd", int(left.Hours()/24))
 	}
