@@ -37,7 +37,7 @@ func (e *env) initCommand() *cobra.Command {
 directory. It prints the pin that nodes must know to trust this head. It never replaces a
 cluster; a run that was cut short can simply be repeated.`,
 		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1`,
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(plan.Hosts) == 0 {
 				plan.Hosts = ownHosts()

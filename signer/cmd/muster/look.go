@@ -20,7 +20,7 @@ func (e *env) whyCommand() *cobra.Command {
 		Use:               "why NODE",
 		Short:             "What happened last to a node, in one sentence, and what to do",
 		Example:           `  muster why n0`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneNode,
 		ValidArgsFunction: completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			view, err := call[signer.WhyView](cmd.Context(), e, signer.AdminWhy, signer.WhyRequest{ID: args[0]}, nil)
@@ -39,6 +39,13 @@ func (e *env) whyCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
+}
+
+func oneNode(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fail(exitUsage, "muster why n0", "name one node, not %d", len(args))
+	}
+	return nil
 }
 
 func (e *env) logCommand() *cobra.Command {
@@ -60,7 +67,7 @@ entry cannot be changed or taken out unseen.`,
 			if since > 0 {
 				req.Since = time.Now().Add(-since)
 			}
-			_, err := call[int](cmd.Context(), e, signer.AdminLog, req, func(f signer.Frame) error {
+			n, err := call[int](cmd.Context(), e, signer.AdminLog, req, func(f signer.Frame) error {
 				if asJSON {
 					_, err := fmt.Fprintf(e.out, "%s\n", f.Item)
 					return err
@@ -72,6 +79,9 @@ entry cannot be changed or taken out unseen.`,
 				e.printEntry(entry)
 				return nil
 			})
+			if err == nil && *n == 0 {
+				fmt.Fprintln(e.err, "no entries")
+			}
 			return err
 		},
 	}
@@ -94,7 +104,7 @@ func (e *env) caCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use:   "show",
 		Short: "The CA that signs, and its pin",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ca, err := call[signer.CAView](cmd.Context(), e, signer.AdminCA, struct{}{}, nil)
 			if err != nil {
@@ -112,7 +122,7 @@ func (e *env) caCommand() *cobra.Command {
 		Use:     "export",
 		Short:   "The CA certificate as PEM, for images and web servers",
 		Example: `  muster ca export > ca.pem`,
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ca, err := call[signer.CAView](cmd.Context(), e, signer.AdminCA, struct{}{}, nil)
 			if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -66,6 +65,8 @@ the administrator enabled and that proves itself with its TPM.
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRunE: configured,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              onlySubcommands,
 	}
 	root.SetVersionTemplate("muster {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -85,9 +86,6 @@ func report(w io.Writer, err error) int {
 	var f *failure
 	if !errors.As(err, &f) {
 		f = &failure{status: exitFailed, msg: err.Error()}
-		if strings.HasPrefix(f.msg, "unknown command") || strings.Contains(f.msg, "arg(s)") {
-			f.status, f.hint = exitUsage, "muster --help"
-		}
 	}
 	fmt.Fprintf(w, "muster: %s\n", f.msg)
 	if f.hint != "" {
@@ -109,17 +107,27 @@ func fromHead(e *signer.AdminError) error {
 
 // group is a command that only has subcommands.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{
-		Use: use, Short: short, Args: cobra.ArbitraryArgs,
-		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return c.Help()
-			}
-			return fail(exitUsage, c.CommandPath()+" --help", "unknown command %q", c.CommandPath()+" "+args[0])
-		},
-	}
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: onlySubcommands}
 	c.AddCommand(subs...)
 	return c
+}
+
+func onlySubcommands(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	hint := c.CommandPath() + " --help"
+	if meant := c.SuggestionsFor(args[0]); len(meant) == 1 {
+		hint = c.CommandPath() + " " + meant[0]
+	}
+	return fail(exitUsage, hint, "unknown command %q", c.CommandPath()+" "+args[0])
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fail(exitUsage, c.CommandPath()+" --help", "%s takes flags only, not %q", c.CommandPath(), args[0])
+	}
+	return nil
 }
 
 func isTerminal(w io.Writer) bool {

@@ -34,7 +34,7 @@ func (e *env) serveCommand() *cobra.Command {
 		Short: "Be the signer: serve nodes, the public listener and the admin socket",
 		Long: `serve is the daemon. It never makes a CA or a store: muster init does, once.
 Sockets may come from systemd: FileDescriptorName node, public and admin.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), o) },
 	}
 	f := c.Flags()
