@@ -20,6 +20,10 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 	who.node, who.ek = answer.Slot, answer.EK.Fingerprint
 	now := h.now()
 	item, s, no := h.slot(ctx, answer.Slot)
+	if no != nil && no.reason == whyUnknown {
+		// The answer for a wrong proof: who proves nothing must not learn which names are known.
+		return nil, refuse(wire.StaleChallenge, whyUnknown, "%s", no.detail)
+	}
 	if no != nil {
 		return nil, no
 	}
