@@ -75,6 +75,7 @@ func (h *Head) signCRL(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.signed(next.ThisUpdate)
 	return h.publishCRL(der)
 }
 

@@ -88,6 +88,9 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 	}
 	failpoint("stored")
 	h.signed(now)
+	if len(s.ending(now)) > 0 {
+		h.crlDue()
+	}
 	return cert, nil
 }
 

@@ -94,13 +94,10 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if err := h.setPublicURL(cfg); err != nil {
 		return nil, err
 	}
-	if err := h.renewServer(ctx); err != nil {
-		return nil, err
-	}
-	if err := h.signCRL(ctx); err != nil {
-		// Without a new CRL the old one is served; that beats not starting.
-		h.log.Error("CRL not signed", "err", err)
-	}
+	// A head that cannot sign still starts: it serves the last CRL and the administrator, and tries
+	// again (I8).
+	h.try("server certificate not made", h.renewServer(ctx))
+	h.try("CRL not signed", h.signCRL(ctx))
 	return h, nil
 }
 
@@ -171,8 +168,8 @@ func (h *Head) loadEpochs(context.Context) error {
 	return err
 }
 
-// loadFloor finds the last moment on record. A damaged last entry must not stop the head; the floor
-// is then the CA's beginning.
+// loadFloor finds the last moment on record: the last entry's, or the CRL's where that is later, as
+// it is when entries were made by a clock that is back. A damaged last entry must not stop the head.
 func (h *Head) loadFloor(ctx context.Context) error {
 	h.floor.Store(h.ca.cert.NotBefore.Unix())
 	tail, err := h.store.Tail(ctx)
@@ -186,6 +183,15 @@ func (h *Head) loadFloor(ctx context.Context) error {
 		}
 		h.signed(last.Time)
 	}
+	item, err := h.store.Get(ctx, keyCRL)
+	if err != nil || item.Revision == 0 {
+		return err
+	}
+	crl, err := parse[crlRecord](item)
+	if err != nil {
+		return err
+	}
+	h.signed(crl.ThisUpdate)
 	return nil
 }
 
@@ -248,20 +254,23 @@ func (h *Head) tend(ctx context.Context) error {
 		if h.verifier.Epochs.Due(now) {
 			h.try("epoch key not changed", h.rotateEpoch())
 		}
-		if leaf := h.server.Load().Leaf; now.After(leaf.NotBefore.Add(headLife * 2 / 3)) {
+		if server := h.server.Load(); server == nil || now.After(server.Leaf.NotBefore.Add(headLife*2/3)) {
 			h.try("server certificate not renewed", h.renewServer(ctx))
 		}
-		if crl || now.After(crlAt) {
-			h.try("CRL not signed", h.signCRL(ctx))
-			crlAt = now.Add(crlEvery)
+		if crl || !now.Before(crlAt) {
+			crlAt = now // until it is signed, each tick tries
+			if h.try("CRL not signed", h.signCRL(ctx)) {
+				crlAt = now.Add(crlEvery)
+			}
 		}
 	}
 }
 
-func (h *Head) try(failed string, err error) {
+func (h *Head) try(failed string, err error) (ok bool) {
 	if err != nil {
 		h.log.Error(failed, "err", err)
 	}
+	return err == nil
 }
 
 // rotateEpoch makes the new key durable before it is used: a challenge made just before a crash can
