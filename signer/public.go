@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+
+	"muster/signer/store"
 )
 
 // PublicHandler serves, over plain HTTP, what needs no secrecy: the CRL that certificates point to,
@@ -32,7 +34,12 @@ func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, string(no.reason), http.StatusServiceUnavailable)
 		return
 	}
-	if _, err := h.store.Get(r.Context(), keyCluster); err != nil {
+	// Guards alone write nothing, but find out whether the store would.
+	item, err := h.store.Get(r.Context(), keyCluster)
+	if err == nil {
+		err = h.store.Commit(r.Context(), store.Tx{Guards: []store.Guard{item.Guard()}})
+	}
+	if err != nil {
 		http.Error(w, string(whyStore), http.StatusServiceUnavailable)
 		return
 	}
