@@ -44,8 +44,12 @@ func (h *Head) self(ctx context.Context, cert *x509.Certificate, who *peer) (*wi
 // record of the node that it names. It runs on every request, so an end takes effect on the next
 // one, on kept-alive connections too (I7).
 func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, now time.Time) (store.Item, *slot, *issued, *refusal) {
-	who.node = cert.Subject.CommonName
-	item, s, no := h.slot(ctx, cert.Subject.CommonName)
+	name := cert.Subject.CommonName
+	if len(name) > maxNodeName { // anybody can show a certificate with a name that fills our memory
+		return store.Item{}, nil, nil, refuse(wire.NotEnabled, whyUnknown, "no node's name has %d characters", len(name))
+	}
+	who.node = name
+	item, s, no := h.slot(ctx, name)
 	if no != nil {
 		return item, nil, nil, no
 	}
