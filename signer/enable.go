@@ -57,7 +57,11 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 	}
 	// All is looked at before anything is changed, so that a refusal changes nothing at all.
 	for _, name := range names {
-		if err := h.mayEnable(ctx, name, req); err != nil {
+		item, err := h.store.Get(ctx, prefixSlot+name)
+		if err != nil {
+			return nil, err
+		}
+		if _, _, err := h.mayEnable(ctx, item, req); err != nil {
 			return nil, err
 		}
 	}
@@ -94,54 +98,53 @@ func isFingerprint(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// mayEnable refuses what no transaction may do.
-func (h *Head) mayEnable(ctx context.Context, name string, req EnableRequest) error {
-	item, err := h.store.Get(ctx, prefixSlot+name)
-	if err != nil {
-		return err
-	}
-	s := &slot{}
+// mayEnable refuses what no transaction may do. It returns the record that the request may change, and
+// the item that says whose the EK is, where the request names one.
+func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest) (s *slot, owner store.Item, err error) {
+	name := item.Key[len(prefixSlot):]
+	s = &slot{Node: name}
 	if item.Revision != 0 {
 		if s, err = parse[slot](item); err != nil {
-			return err
+			return nil, owner, err
 		}
 	}
 	if s.Revoked {
-		return adminError(KindPolicy, "", "%s is revoked", name)
+		return nil, owner, adminError(KindPolicy, "", "%s is revoked", name)
 	}
 	ek := req.EK
 	if ek == "" {
 		ek = s.EK
 	}
 	if req.Level == wire.Pinned && !(s.Pinned && s.EK == ek) && req.EK == "" {
-		return adminError(KindPolicy, "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --level pinned --ek SHA256",
+		return nil, owner, adminError(KindPolicy, "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --level pinned --ek SHA256",
 			"no EK of %s is recorded, so nothing could reach level pinned", name)
 	}
 	if req.EK == "" {
-		return nil
+		return s, owner, nil
 	}
 	if s.EK != "" && s.EK != req.EK {
-		return adminError(KindPolicy, "muster certs show -i "+name, "%s is bound to another EK, %s", name, s.EK)
+		return nil, owner, adminError(KindPolicy, "muster certs show -i "+name, "%s is bound to another EK, %s", name, s.EK)
 	}
-	owner, err := h.store.Get(ctx, prefixEK+req.EK)
+	owner, err = h.store.Get(ctx, prefixEK+req.EK)
 	if err != nil {
-		return err
+		return nil, owner, err
 	}
 	if owner.Revision != 0 && string(owner.Value) != name {
-		return adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, name)
+		return nil, owner, adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, name)
 	}
-	return nil
+	return s, owner, nil
 }
 
-// enable opens a grant in the record of one node, or extends the one that is open.
+// enable opens a grant in the record of one node, or extends the one that is open. The request is
+// judged again, by the record that the transaction guards: a TPM may have been bound meanwhile.
 func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, now time.Time) (edit, error) {
-	e := edit{slot: slot{Node: item.Key[len(prefixSlot):]}, what: madeNew}
+	rec, owner, err := h.mayEnable(ctx, item, req)
+	if err != nil {
+		return edit{}, err
+	}
+	e := edit{slot: *rec, what: madeNew}
 	if item.Revision != 0 {
-		s, err := parse[slot](item)
-		if err != nil {
-			return e, err
-		}
-		e.slot, e.what = *s, opened
+		e.what = opened
 	}
 	s, until := &e.slot, now.Add(req.For).UTC()
 	if s.open(now) {
@@ -163,13 +166,6 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if req.EK != "" {
 		s.EK, s.Pinned = req.EK, true
 		fields["ek"] = req.EK
-		owner, err := h.store.Get(ctx, prefixEK+req.EK)
-		if err != nil {
-			return e, err
-		}
-		if owner.Revision != 0 && string(owner.Value) != s.Node {
-			return e, adminError(KindPolicy, "", "the EK is bound to %s, not to %s", owner.Value, s.Node)
-		}
 		e.tx.Guards = append(e.tx.Guards, owner.Guard())
 		e.tx.Puts = append(e.tx.Puts, store.Put{Key: owner.Key, Value: []byte(s.Node)})
 	}
