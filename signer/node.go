@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"path"
 	"strconv"
 	"sync"
 	"time"
@@ -193,11 +194,13 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(b)
 }
 
-// onlyKnown answers for paths and methods that mux does not have in the wire's own form.
+// onlyKnown answers for paths and methods that mux does not have in the wire's own form. It takes a path
+// in one spelling only, where mux would redirect to it.
 func onlyKnown(mux *http.ServeMux, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log.Debug("request", "method", r.Method, "path", r.URL.Path, "addr", r.RemoteAddr)
-		if _, pattern := mux.Handler(r); pattern == "" || r.URL.RawQuery != "" || r.URL.Path != r.URL.EscapedPath() {
+		_, pattern := mux.Handler(r)
+		if pattern == "" || r.URL.RawQuery != "" || r.URL.ForceQuery || path.Clean(r.URL.Path) != r.URL.EscapedPath() {
 			w.Header().Set("Connection", "close")
 			writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})
 			return
