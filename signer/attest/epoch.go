@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,8 +18,7 @@ const EpochLife = 4 * time.Hour
 // secret refuses to be printed: an epoch key forges proofs, so it is as sensitive as the CA's key.
 type secret []byte
 
-func (secret) String() string               { return "(secret)" }
-func (secret) GoString() string             { return "(secret)" }
+func (secret) Format(f fmt.State, _ rune)   { io.WriteString(f, "(secret)") } // whatever the verb
 func (secret) LogValue() slog.Value         { return slog.StringValue("(secret)") }
 func (secret) MarshalJSON() ([]byte, error) { return nil, errors.New("a secret is not marshalled") }
 
@@ -33,6 +33,12 @@ type Epochs struct {
 	mu   sync.RWMutex
 	ring []epoch // newest first, at most two
 }
+
+// Format keeps the keys out of every printed form. fmt asks no method of an unexported field, so those
+// of secret alone would not.
+func (e *Epochs) Format(f fmt.State, _ rune) { io.WriteString(f, "(epoch keys)") }
+
+func (ep epoch) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "(epoch key %s)", ep.id) }
 
 // NewEpochs draws a first epoch key.
 func NewEpochs(now time.Time) *Epochs {
