@@ -13,8 +13,8 @@
 // CPU is read from /proc before and after; beside the run a process of its own times the pair every
 // 20 ms, on each processor in turn. Figures are medians of interleaved rounds. The floor is a
 // server that does only what nobody can avoid (floor.go), under the same load in the same round; "-"
-// where there is none. What waits in the same queue (storm-p99) has the bound 1000 × CPU / processors for its
-// floor, where CPU is that of head and generator, which share the machine.
+// where there is none. That of storm-p99 is the work that the processors did meanwhile, divided by
+// their number: head and generator share the machine, and what others took nobody could have had.
 //
 // Groups, for -run, and their figures:
 //
