@@ -18,8 +18,8 @@ type EnableRequest struct {
 	IDs   []string      `json:"ids,omitempty"` // nodeset expressions
 	All   bool          `json:"all,omitempty"`
 	For   time.Duration `json:"for"`
-	Level wire.Level    `json:"level"`
-	EK    string        `json:"ek,omitempty"` // fingerprint to pin; for one node only
+	Level wire.Level    `json:"level,omitempty"` // at least; empty: what an open grant asks for, else tofu
+	EK    string        `json:"ek,omitempty"`    // fingerprint to pin; for one node only
 	DNS   []string      `json:"dns,omitempty"`
 	IP    []string      `json:"ip,omitempty"`
 }
@@ -75,7 +75,7 @@ func (r *EnableRequest) check() error {
 	if r.For <= 0 || r.For > MaxWindow {
 		return adminError(KindUsage, "muster certs enable --for 1h …", "a window of %v is not between 0 and %d days", r.For, int(MaxWindow.Hours()/24))
 	}
-	if r.Level != wire.TOFU && r.Level != wire.Pinned {
+	if r.Level != "" && r.Level != wire.TOFU && r.Level != wire.Pinned {
 		return adminError(KindUsage, "--level tofu or --level pinned", "level %q is not one that this head can prove", r.Level)
 	}
 	if r.EK != "" && !isFingerprint(r.EK) {
@@ -150,10 +150,13 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if s.open(now) {
 		e.what = extended
 		g := *s.Grant
-		g.Until, g.Level = later(g.Until, until), req.Level
+		g.Until = later(g.Until, until)
 		s.Grant = &g
 	} else {
-		s.Grant = &grant{ID: newID(), Until: until, Level: req.Level}
+		s.Grant = &grant{ID: newID(), Until: until, Level: wire.TOFU}
+	}
+	if req.Level != "" {
+		s.Grant.Level = req.Level
 	}
 	s.Disabled = false
 	if len(req.DNS) > 0 {
@@ -162,7 +165,7 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if len(req.IP) > 0 {
 		s.IP = req.IP
 	}
-	fields := map[string]string{"grant": s.Grant.ID, "until": s.Grant.Until.Format(time.RFC3339), "level": string(req.Level), "by": byWhom(ctx)}
+	fields := map[string]string{"grant": s.Grant.ID, "until": s.Grant.Until.Format(time.RFC3339), "level": string(s.Grant.Level), "by": byWhom(ctx)}
 	if req.EK != "" {
 		s.EK, s.Pinned = req.EK, true
 		fields["ek"] = req.EK

@@ -103,12 +103,14 @@ func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
 	if s.EK != "" && s.EK != at.EK() {
 		return nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
 	}
+	no := mayIssue(s, at.Level(), now)
 	for _, c := range []*issued{s.Cert, s.Old} {
-		if c != nil && c.Key == at.Key() && now.Before(c.NotAfter) {
+		// With an open grant a key whose level has risen since, by --ek say, gets a certificate that says so.
+		better := no == nil && c == s.Cert && c != nil && at.Level().Rank() > c.Level.Rank()
+		if c != nil && c.Key == at.Key() && now.Before(c.NotAfter) && !better {
 			return c, nil
 		}
 	}
-	no := mayIssue(s, at.Level(), now)
 	if no != nil && no.reason == whyNotEnabled && s.Cert != nil {
 		if s.Cert.Key == at.Key() {
 			return nil, refuse(wire.NotEnabled, whyExpired, "the certificate of %s is over", s.Node)

@@ -114,7 +114,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 			enable + " --level pinned --ek " + last.EK, true
 	case whyOtherTPM:
 		return fmt.Sprintf("another TPM (EK %s) asked %s%s to be %s, which is bound to the EK %s",
-			last.EK, times(last.Count), from(last), name, s.EK), "", true
+			last.EK, times(last.Count), from(last), name, s.EK), "muster certs show -i " + name, true
 	case whyOtherKey:
 		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last)), enable, true
 	case whyEKTaken, whyKeyTaken:

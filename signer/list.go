@@ -32,6 +32,9 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	v := NodeView{Node: s.Node, State: s.state(now), EK: s.EK}
 	if s.open(now) {
 		v.WindowUntil, v.Level = s.Grant.Until, s.Grant.Level
+		if s.Pinned { // nothing less can come of it
+			v.Level = wire.Pinned
+		}
 	}
 	if c := s.Cert; c != nil {
 		v.Serial, v.Key, v.Level = c.Serial, c.Key, c.Level

@@ -74,7 +74,7 @@ func message(c wire.Code) string {
 	case wire.Pending:
 		return "waiting for the administrator's approval"
 	case wire.Refused:
-		return "refused; the administrator can see why"
+		return "ask the administrator, who can see why"
 	case wire.Revoked:
 		return "revoked by the administrator"
 	case wire.KeyBarred:

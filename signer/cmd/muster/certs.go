@@ -120,7 +120,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	which.flags(c, true)
 	f := c.Flags()
 	f.DurationVar(&req.For, "for", time.Hour, "how long the window stays open")
-	f.StringVar(&level, "level", string(wire.TOFU), "ask for at least this `level`: tofu or pinned")
+	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu or pinned (default tofu, or what an open grant asks for)")
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
@@ -130,7 +130,10 @@ window, which is trust on first use and proves no genuine TPM.`,
 }
 
 func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
-	fmt.Fprintf(e.out, "%s may enrol until %s:  %s       level %s\n", nodes(d.Count), d.Until.Local().Format("15:04 on Jan 2"), d.Nodes, req.Level)
+	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", nodes(d.Count), d.Until.Local().Format("15:04 on Jan 2"), d.Nodes)
+	if req.Level != "" {
+		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
+	}
 	for _, line := range []struct{ what, nodes string }{
 		{"new", d.New}, {"opened", d.Opened}, {"extended", d.Extended},
 	} {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -112,14 +113,28 @@ func lockDir(dir string) (unlock func(), err error) {
 }
 
 func (e *env) welcome(dir string, plan signer.Plan, made *signer.Made) {
+	serve := "muster serve"
+	if dir != defaultDir {
+		serve += " --dir " + dir
+	}
 	fmt.Fprintf(e.out, `cluster %s made in %s
 pin     %s
 
 Next:
-  1. muster serve
+  1. %s
   2. put on your nodes' boot line:  muster.head=https://%s muster.ca=%s
   3. muster certs enable -i 'n[0-99]'
-`, made.Cluster, dir, made.Pin, net.JoinHostPort(plan.Hosts[0], "8443"), made.Pin)
+`, made.Cluster, dir, made.Pin, serve, net.JoinHostPort(forBoot(plan.Hosts), "8443"), made.Pin)
+}
+
+// forBoot is the host that a node can reach most likely: it boots with no search domain.
+func forBoot(hosts []string) string {
+	for _, host := range hosts {
+		if net.ParseIP(host) != nil || strings.Contains(host, ".") {
+			return host
+		}
+	}
+	return hosts[0]
 }
 
 // ownHosts are the names and global addresses of this machine.
