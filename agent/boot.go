@@ -61,6 +61,9 @@ func (b *boot) run(ctx context.Context) (string, error) {
 		}
 		b.log.Warn("enrolling again", "node", id.node(), "err", err)
 	}
+	if len(records) > 0 {
+		b.have = records[0] // the newest says which key the head has bound
+	}
 	return b.enroll(ctx, wait, false)
 }
 

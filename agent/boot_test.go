@@ -304,6 +304,9 @@ func TestNoHeadInReach(t *testing.T) {
 		t.Errorf("%s", line)
 	}
 	m.reboot()
+	m.config.Now = func() time.Time { return time.Unix(0, 0) } // the CA's signature says that it is later
+	m.must()
+	m.reboot()
 	m.config.Now = func() time.Time { return day0.AddDate(0, 0, 91) }
 	m.fails(StatusConfig) // expired, and nobody to ask
 	m.installed(false)
@@ -378,6 +381,30 @@ func TestExpired(t *testing.T) {
 	}
 	if m.did(tpm2.TPMCCCreateLoaded) != 0 {
 		t.Error("another key was made")
+	}
+}
+
+// TestExpiredInTheOtherSlot: the head has bound the key of the certificate in NV, not whatever key is
+// found first.
+func TestExpiredInTheOtherSlot(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	h.revoke()
+	h.again()
+	m.must()
+	m.reboot()
+	h.set(func() {
+		clear(h.barred)
+		h.cert = h.ca.node(t, "n0", h.cert.PublicKey, func(c *x509.Certificate) { c.NotAfter = day0.AddDate(1, 0, 0) })
+	})
+	m.config.Now = func() time.Time { return day0.AddDate(0, 0, 91) }
+	h.set(func() { h.now = m.config.Now })
+	h.url, h.tcp = listen(t, h.ca.head(t, func(c *x509.Certificate) { c.NotAfter = day0.AddDate(1, 0, 0) }), h)
+	m.config.Head = h.url.String()
+	if line := m.must(); !strings.Contains(line, "enrolled") {
+		t.Errorf("%s", line)
 	}
 }
 
