@@ -30,7 +30,7 @@ type Verifier struct{ Epochs *Epochs }
 func (v Verifier) Challenge(c *Claim, ek Key, terms Terms, now time.Time) (wire.Challenge, error) {
 	ep := v.Epochs.current()
 	t := transcript(ek, c.Key, csrHash(c.csr), terms, now.Add(Life).Unix(), ep.id)
-	id, enc, err := makeCredential(ek.Area, c.Key.Name, t.Secret(ep.key))
+	id, enc, err := makeCredential(ek.TPMT(), c.Key.Name, t.Secret(ep.key))
 	if err != nil {
 		return wire.Challenge{}, err
 	}
@@ -43,8 +43,8 @@ func (v Verifier) Challenge(c *Claim, ek Key, terms Terms, now time.Time) (wire.
 
 // makeCredential is TPM2_MakeCredential (TPM 2.0 part 3, 12.6) in software. The results are the
 // contents of TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
-func makeCredential(ek *tpm2.TPMTPublic, name, secret []byte) (idObject, encSecret []byte, err error) {
-	key, err := tpm2.ImportEncapsulationKey(ek)
+func makeCredential(ek tpm2.TPMTPublic, name, secret []byte) (idObject, encSecret []byte, err error) {
+	key, err := tpm2.ImportEncapsulationKey(&ek)
 	if err != nil {
 		return nil, nil, fmt.Errorf("EK: %v", err)
 	}
@@ -55,6 +55,6 @@ func transcript(ek, key Key, csr [32]byte, terms Terms, exp int64, epoch string)
 	return &wire.Transcript{
 		Cluster: terms.Cluster, Purpose: wire.PurposeEnroll, Grant: terms.Grant, Slot: terms.Slot,
 		Exp: exp, Epoch: epoch,
-		EK: unhex32(ek.Fingerprint), EKName: ek.Name, KeyName: key.Name, CSR: csr, Level: terms.Level,
+		EK: ek.Public.Fingerprint, EKName: ek.Name, KeyName: key.Name, CSR: csr, Level: terms.Level,
 	}
 }

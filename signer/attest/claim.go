@@ -10,15 +10,11 @@
 package attest
 
 import (
-	"bytes"
-	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
-
-	"github.com/google/go-tpm/tpm2"
 
 	"muster/internal/template"
 	"muster/internal/wire"
@@ -32,49 +28,18 @@ const (
 	maxHints = 32
 )
 
-// Key is a node key or EK as its TPM describes it.
+// Key is a node key or EK as its TPM describes it. Name and fingerprint are computed here, never
+// taken from a peer.
 type Key struct {
-	Area        *tpm2.TPMTPublic
-	Name        []byte // nameAlg || H(area), computed here, never taken from a peer
+	*template.Public
 	Fingerprint string // SHA-256 of the SPKI, lower-case hex
 }
 
-func parseKey(area []byte) (Key, error) {
-	pub, err := template.Parse(area)
+func newKey(p *template.Public, err error) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	sum, err := template.Fingerprint(pub)
-	if err != nil {
-		return Key{}, err
-	}
-	name, err := tpm2.ObjectName(pub)
-	if err != nil {
-		return Key{}, err
-	}
-	return Key{Area: pub, Name: name.Buffer, Fingerprint: hex.EncodeToString(sum[:])}, nil
-}
-
-func parseNodeKey(area []byte) (Key, error) {
-	key, err := parseKey(area)
-	if err != nil {
-		return Key{}, fmt.Errorf("key: %v", err)
-	}
-	if _, err := template.CheckNodeKey(key.Area); err != nil {
-		return Key{}, err
-	}
-	return key, nil
-}
-
-func parseEK(area []byte) (Key, error) {
-	key, err := parseKey(area)
-	if err != nil {
-		return Key{}, fmt.Errorf("EK: %v", err)
-	}
-	if _, err := template.CheckEK(key.Area); err != nil {
-		return Key{}, err
-	}
-	return key, nil
+	return Key{p, hex.EncodeToString(p.Fingerprint[:])}, nil
 }
 
 // Claim is a leg 1 request whose form has been checked: strict encoding, templates, sizes. Nothing
@@ -99,7 +64,7 @@ func ParseClaim(body []byte) (*Claim, error) {
 	if len(req.EKs) == 0 || len(req.EKs) > maxEKs {
 		return nil, fmt.Errorf("eks: %d are not between 1 and %d", len(req.EKs), maxEKs)
 	}
-	key, err := parseNodeKey(req.Key)
+	key, err := newKey(template.ReadNodeKey(req.Key))
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +74,7 @@ func ParseClaim(body []byte) (*Claim, error) {
 		if len(ek.Certs) > maxCerts {
 			return nil, fmt.Errorf("eks: more than %d certificates for one EK", maxCerts)
 		}
-		k, err := parseEK(ek.Pub)
+		k, err := newKey(template.ReadEK(ek.Pub))
 		if err != nil {
 			return nil, err
 		}
@@ -130,15 +95,7 @@ func (c *Claim) CheckCSR() error {
 	if err != nil {
 		return errors.New("csr: not a PKCS#10 request")
 	}
-	key, err := template.Key(c.Key.Area)
-	if err != nil {
-		return err
-	}
-	spki, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(csr.RawSubjectPublicKeyInfo, spki) {
+	if sum := sha256.Sum256(csr.RawSubjectPublicKeyInfo); sum != c.Key.Public.Fingerprint {
 		return errors.New("csr: for another key than the one in key")
 	}
 	if err := csr.CheckSignature(); err != nil {
@@ -160,15 +117,6 @@ func checkHead(version int, node string, hints wire.Hints) error {
 		}
 	}
 	return nil
-}
-
-// public returns the key as crypto/x509 takes it. The area was parsed, so it cannot fail.
-func (k Key) public() crypto.PublicKey {
-	pub, err := template.Key(k.Area)
-	if err != nil {
-		panic("attest: " + err.Error())
-	}
-	return pub
 }
 
 func csrHash(csr []byte) [sha256.Size]byte { return sha256.Sum256(csr) }

@@ -3,10 +3,10 @@ package attest
 import (
 	"crypto"
 	"crypto/hmac"
-	"encoding/hex"
 	"errors"
 	"time"
 
+	"muster/internal/template"
 	"muster/internal/wire"
 )
 
@@ -42,11 +42,11 @@ func ParseAnswer(body []byte) (*Answer, error) {
 	if len(req.Slot) > maxName || len(req.Epoch) > maxName || req.Level.Rank() == 0 {
 		return nil, errors.New("slot, epoch, level: not as the challenge gave them")
 	}
-	key, err := parseNodeKey(req.Key)
+	key, err := newKey(template.ReadNodeKey(req.Key))
 	if err != nil {
 		return nil, err
 	}
-	ek, err := parseEK(req.EKs[0].Pub)
+	ek, err := newKey(template.ReadEK(req.EKs[0].Pub))
 	if err != nil {
 		return nil, err
 	}
@@ -104,12 +104,4 @@ func (a *Attested) EK() string { return a.ek.Fingerprint }
 func (a *Attested) Key() string { return a.key.Fingerprint }
 
 // PublicKey is the proven node key.
-func (a *Attested) PublicKey() crypto.PublicKey { return a.key.public() }
-
-func unhex32(s string) (sum [32]byte) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(sum) {
-		panic("attest: a fingerprint that is none")
-	}
-	return [32]byte(b)
-}
+func (a *Attested) PublicKey() crypto.PublicKey { return a.key.Public.Key }
