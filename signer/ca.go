@@ -48,7 +48,7 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 		SerialNumber: newSerial(),
 		Subject: pkix.Name{
 			Organization: []string{cluster},
-			CommonName:   fmt.Sprintf("%s CA %x", cluster, ski[:4]),
+			CommonName:   fmt.Sprintf("%.52s CA %x", cluster, ski[:4]), // ub-common-name is 64
 		},
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(caLife),
 		IsCA: true, BasicConstraintsValid: true,
