@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -79,10 +80,14 @@ func trustDomain(cluster string) string {
 }
 
 // Init makes a cluster in dir, whose store st is new and empty. Only the last step, the record of the
-// cluster in the store, makes it one; before that, Init may simply be run again.
+// cluster in the store, makes it one; before that, Init may simply be run again, and after it Init
+// replaces nothing: store.ErrExists.
 func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.Time) (*Made, error) {
 	if err := plan.Check(); err != nil {
 		return nil, err
+	}
+	if item, err := st.Get(ctx, keyCluster); err != nil || item.Revision != 0 {
+		return nil, cmp.Or(err, fmt.Errorf("%s: %w", dir, store.ErrExists))
 	}
 	ca, err := newAuthority(plan.Cluster, now)
 	if err != nil {
