@@ -1,0 +1,205 @@
+package signer
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"muster/internal/testtpm"
+	"muster/signer/store"
+)
+
+// crlNow signs a CRL and returns it as it is served, having checked what is true of each.
+func (s *site) crlNow() *x509.RevocationList {
+	s.t.Helper()
+	s.must(s.signCRL(context.Background()))
+	return s.crlServed()
+}
+
+func (s *site) crlServed() *x509.RevocationList {
+	s.t.Helper()
+	list, err := x509.ParseRevocationList(s.crlBytes())
+	s.must(err)
+	s.must(list.CheckSignatureFrom(s.CA()))
+	equal(s.t, "AKI", string(list.AuthorityKeyId), string(s.CA().SubjectKeyId))
+	equal(s.t, "issuer", string(list.RawIssuer), string(s.CA().RawSubject))
+	equal(s.t, "life", list.NextUpdate.Sub(list.ThisUpdate), crlLife)
+	return list
+}
+
+func TestCRL(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	first := s.crlServed() // of the start
+	equal(t, "entries", len(first.RevokedCertificateEntries), 0)
+	equal(t, "number", first.Number.Int64(), 1)
+	if !first.ThisUpdate.Equal(noon.Truncate(time.Second)) {
+		t.Errorf("this update %v", first.ThisUpdate)
+	}
+
+	s.enable("n0")
+	unused := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	s.enable("n0")
+	used := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	wantListed(t, s.crlNow(), unused)
+	equal(t, "first use", use(s.Head, used), "")
+	s.enable("n0")
+	last := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	wantListed(t, s.crlNow(), unused) // the one in use lives until its successor is used
+	equal(t, "first use", use(s.Head, last), "")
+	wantListed(t, s.crlNow(), unused, used)
+	for _, e := range s.crlServed().RevokedCertificateEntries {
+		if e.ReasonCode != superseded || !e.RevocationTime.Equal(noon.Truncate(time.Second)) {
+			t.Errorf("entry %x: reason %d at %v", e.SerialNumber, e.ReasonCode, e.RevocationTime)
+		}
+	}
+	s.restart()
+	wantListed(t, s.crlServed(), unused, used)
+	s.clock.move(nodeLife + 2*time.Second)
+	wantListed(t, s.crlNow()) // both have expired
+}
+
+func wantListed(t *testing.T, list *x509.RevocationList, want ...*x509.Certificate) {
+	t.Helper()
+	listed := map[string]bool{}
+	for _, e := range list.RevokedCertificateEntries {
+		listed[serialHex(e.SerialNumber)] = true
+	}
+	if len(listed) != len(want) {
+		t.Errorf("%d entries, want %d", len(listed), len(want))
+	}
+	for _, c := range want {
+		if !listed[serialHex(c.SerialNumber)] {
+			t.Errorf("%x is not listed", c.SerialNumber)
+		}
+	}
+}
+
+// TestCRLNeverGoesBack: its number grows with each, and its moment never goes down.
+func TestCRLNeverGoesBack(t *testing.T) {
+	s := newSite(t)
+	last := s.crlServed()
+	for _, step := range []time.Duration{0, time.Hour, -30 * time.Second, -20 * time.Second, time.Minute} {
+		s.clock.move(step)
+		next := s.crlNow()
+		if next.Number.Cmp(last.Number) <= 0 || next.ThisUpdate.Before(last.ThisUpdate) {
+			t.Errorf("after %v: number %v, %v follows %v, %v", step, next.Number, next.ThisUpdate, last.Number, last.ThisUpdate)
+		}
+		last = next
+	}
+	s.restart()
+	if next := s.crlServed(); next.Number.Cmp(last.Number) <= 0 || next.ThisUpdate.Before(last.ThisUpdate) {
+		t.Errorf("after a restart: number %v, %v", next.Number, next.ThisUpdate)
+	}
+	other, err := s.another()
+	s.must(err)
+	der := *other.crl.Load()
+	list, err := x509.ParseRevocationList(der)
+	s.must(err)
+	if list.Number.Cmp(s.crlServed().Number) <= 0 {
+		t.Errorf("another head gave the number %v again", list.Number)
+	}
+}
+
+// TestCRLIsDueWhenACertificateEnds and not otherwise.
+func TestCRLIsDueWhenACertificateEnds(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	due := func() bool {
+		select {
+		case <-s.crlAsked:
+			return true
+		default:
+			return false
+		}
+	}
+	s.enable("n0")
+	s.enrol(c.nodeKey(), "n0")
+	equal(t, "due after a first certificate", due(), false)
+	s.enable("n0")
+	used := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	equal(t, "due after one that replaces an unused one", due(), true)
+	equal(t, "first use", use(s.Head, used), "")
+	s.enable("n0")
+	next := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	equal(t, "due before the first use", due(), false)
+	equal(t, "first use", use(s.Head, next), "")
+	equal(t, "due after the first use", due(), true)
+}
+
+// TestCRLIsNotSignedWithoutItsEntries: an entry that cannot be read must not fall off the list.
+func TestCRLIsNotSignedWithoutItsEntries(t *testing.T) {
+	for _, bad := range []store.Put{
+		{Key: prefixEnded + "no-serial", Value: []byte(`{"at":"2026-06-01T12:00:00Z","reason":4,"not_after":"2027-06-01T12:00:00Z"}`)},
+		{Key: prefixEnded + "0a", Value: []byte("{")},
+	} {
+		s := newSite(t)
+		before := s.crlBytes()
+		s.must(s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{bad}}))
+		if err := s.signCRL(context.Background()); err == nil {
+			t.Errorf("%s: signed", bad.Key)
+		}
+		if !bytes.Equal(s.crlBytes(), before) {
+			t.Errorf("%s: another CRL is served", bad.Key)
+		}
+	}
+}
+
+// TestCRLFiles: web servers on the head load the same CRL, as DER and as PEM.
+func TestCRLFiles(t *testing.T) {
+	s := newSite(t)
+	base := filepath.Join(s.dir, "public", s.ca.id()+".crl")
+	der, err := os.ReadFile(base)
+	s.must(err)
+	text, err := os.ReadFile(base + ".pem")
+	s.must(err)
+	block, rest := pem.Decode(text)
+	if !bytes.Equal(der, s.crlBytes()) || block == nil || block.Type != "X509 CRL" || !bytes.Equal(block.Bytes, der) || len(rest) != 0 {
+		t.Error("the files are not the CRL that is served")
+	}
+}
+
+// TestOpenSSLTakesTheCRL: so that another reading of RFC 5280 than Go's agrees.
+func TestOpenSSLTakesTheCRL(t *testing.T) {
+	testtpm.Need(t, "openssl")
+	s, c := newSite(t), aChip(t)
+	s.enable("n0")
+	old := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	s.enable("n0")
+	good := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	s.crlNow()
+	dir := t.TempDir()
+	file := func(name string, der []byte) string {
+		path := filepath.Join(dir, name)
+		s.must(os.WriteFile(path, certificatePEM(der), 0o600))
+		return path
+	}
+	ca, crl := file("ca.pem", s.CA().Raw), filepath.Join(s.dir, "public", s.ca.id()+".crl.pem")
+	openssl := func(args ...string) ([]byte, error) { return exec.Command("openssl", args...).CombinedOutput() }
+
+	out, err := openssl("crl", "-in", crl, "-CAfile", ca, "-verify", "-noout")
+	if err != nil || !bytes.Contains(out, []byte("verify OK")) {
+		t.Errorf("openssl crl: %v: %s", err, out)
+	}
+	foreign, err := newAuthority("Other", noon)
+	s.must(err)
+	out, _ = openssl("crl", "-in", crl, "-CAfile", file("other.pem", foreign.cert.Raw), "-verify", "-noout")
+	if bytes.Contains(out, []byte("verify OK")) {
+		t.Errorf("the judge takes everything: %s", out)
+	}
+	verify := func(leaf string) ([]byte, error) {
+		at := big.NewInt(noon.Unix()).String()
+		return openssl("verify", "-x509_strict", "-purpose", "sslclient", "-attime", at, "-crl_check", "-CRLfile", crl, "-CAfile", ca, leaf)
+	}
+	if out, err := verify(file("good.pem", good.Raw)); err != nil {
+		t.Errorf("the good certificate: %s", out)
+	}
+	if out, err := verify(file("old.pem", old.Raw)); err == nil || !bytes.Contains(out, []byte("revoked")) {
+		t.Errorf("the superseded certificate: %s", out)
+	}
+}
