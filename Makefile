@@ -12,9 +12,12 @@ GO       ?= go
 PREFIX   ?= /usr/local
 FUZZTIME ?= 30s
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
-# -trimpath and a version from the commit alone: the same commit gives the same bytes.
-BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION)'
+# -trimpath, and a version and time from the commit alone: the same commit gives the same bytes. A node
+# with a dead clock takes the commit's time for the earliest that it can be.
+BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+	-ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.committed=$(COMMITTED)'
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PROGRAMS    = ./signer/cmd/muster ./agent/cmd/muster-agent
 PORTS       = arm64 ppc64le

@@ -271,12 +271,12 @@ type exchange struct {
 	c       *client
 	path    string
 	body    func() ([]byte, error) // nil: GET. It is called with a verified connection at hand.
-	answer  any
-	once    map[wire.Code]bool // codes that are not waited for here
-	last    error              // why the last attempt failed
-	said    map[string]string  // what was logged of each head
-	tries   int                // attempts so far
-	strange int                // heads in a row that may not be believed
+	answer  any                    // nil: the connection is all that is wanted
+	once    map[wire.Code]bool     // codes that are not waited for here
+	last    error                  // why the last attempt failed
+	said    map[string]string      // what was logged of each head
+	tries   int                    // attempts so far
+	strange int                    // heads in a row that may not be believed
 }
 
 // call sends a request until it has an answer that another attempt would not change, or ctx ends.
@@ -315,6 +315,10 @@ func (c *client) call(ctx context.Context, path string, body func() ([]byte, err
 	return err
 }
 
+// reach makes sure of a verified connection to a head, with call's patience, before there is anything to
+// ask.
+func (c *client) reach(ctx context.Context) error { return c.call(ctx, "", nil, nil) }
+
 // late is a wait that ended before a head gave an answer.
 type late struct{ because, interrupted error }
 
@@ -336,6 +340,9 @@ func (l *late) Unwrap() error {
 func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := x.c.connect(req.Context(), hostPort(req.URL)); err != nil {
 		return nil, err
+	}
+	if x.answer == nil {
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: req}, nil
 	}
 	if x.body != nil {
 		b, err := x.body()
@@ -416,6 +423,9 @@ func (x *exchange) mayChange(code wire.Code) bool {
 // read takes an answer in. A redirect is an answer that makes no sense, like any other.
 func (x *exchange) read(resp *http.Response) error {
 	defer resp.Body.Close()
+	if x.answer == nil {
+		return nil
+	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxBody+1))
 	if err != nil {
 		return err

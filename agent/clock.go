@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -129,18 +128,4 @@ func setClock(to time.Time) error {
 		return err
 	}
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
-}
-
-// commitTime is when the source of this program was committed: it runs later than that.
-func commitTime() time.Time {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return time.Time{}
-	}
-	for _, s := range info.Settings {
-		if t, err := time.Parse(time.RFC3339, s.Value); s.Key == "vcs.time" && err == nil {
-			return t
-		}
-	}
-	return time.Time{}
 }

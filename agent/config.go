@@ -89,7 +89,7 @@ type Config struct {
 	Now          func() time.Time      // nil: time.Now
 	Synchronised func() bool           // whether NTP or the like disciplines the clock; nil: adjtimex(2)
 	SetClock     func(time.Time) error // nil: clock_settime(2)
-	Built        time.Time             // lowest time that can be; zero: the build's commit time
+	Built        time.Time             // lowest time that can be: when the program's source was committed
 	Hostname     func() (string, error)
 }
 
@@ -146,9 +146,6 @@ func (c *Config) defaults() {
 	}
 	if c.SetClock == nil {
 		c.SetClock = setClock
-	}
-	if c.Built.IsZero() {
-		c.Built = commitTime()
 	}
 	if c.Hostname == nil {
 		c.Hostname = os.Hostname
@@ -276,7 +273,7 @@ func (s *settings) check(a *Agent) error {
 	}{
 		{"head", func() (err error) { a.heads, err = parseHeads(s.Head); return }, "write https://HOST:8443; several with commas between them"},
 		{"ca", func() (err error) { a.ca, err = parseCA(s.CA); return }, "write sha256: and 64 hex digits ('muster ca show' on the head prints them), the name of a PEM file, or tofu"},
-		{"node", func() error { return checkName(s.Node) }, "write the node's name as 'muster nodes list' shows it on the head"},
+		{"node", func() error { return checkName(s.Node) }, "write the node's name as 'muster certs list' shows it on the head"},
 		{"wait", func() (err error) { a.wait, err = parseWait(s.Wait); return }, "write 10m, 90s or a number of seconds"},
 		{"tpm", func() error { return checkSpec(s.TPM) }, "write device:/dev/tpmrm0, swtpm:path=SOCKET or swtpm:host=HOST,port=PORT"},
 		{"install", func() (err error) { a.profiles, err = parseInstall(s.Install); return }, "the only profile is pem"},

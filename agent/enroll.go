@@ -76,11 +76,13 @@ func samePublic(key *tpm.Key, pub crypto.PublicKey) bool {
 
 // enrollKey is the enrolment of one key.
 //
-//  1. Ask for a challenge. The CSR is the key's first signature, made when a head has proved itself.
-//  2. Check that the challenge answers what was asked, and open it in the TPM.
-//  3. Send the proof; get the certificate, and check that too.
-//  4. Keep it in NV, install it.
-//  5. Use it once: that closes the grant.
+//  1. Reach a head. The CSR is the key's first signature, made when the head has proved itself, and
+//     before the EK is loaded: a resource manager swaps what is loaded at each command.
+//  2. Ask for a challenge.
+//  3. Check that the challenge answers what was asked, and open it in the TPM.
+//  4. Send the proof; get the certificate, and check that too.
+//  5. Keep it in NV, install it.
+//  6. Use it once: that closes the grant.
 func (b *boot) enrollKey(ctx, wait context.Context, key *tpm.Key, revoked bool) (string, error) {
 	c := b.client(nil)
 	defer c.close()
@@ -89,6 +91,12 @@ func (b *boot) enrollKey(ctx, wait context.Context, key *tpm.Key, revoked bool) 
 	})}
 	if revoked {
 		e.once = []wire.Code{wire.NotEnabled, wire.Pending}
+	}
+	if err := c.reach(wait); err != nil {
+		return "", err
+	}
+	if _, err := e.csr(); err != nil {
+		return "", err
 	}
 	var id *identity
 	var sent []*x509.Certificate
@@ -320,7 +328,9 @@ func (b *boot) enrollError(err error, revoked bool) error {
 	case code(err) == wire.Revoked, revoked && code(err) != "":
 		return refused("on the head: muster certs enable --again -i "+node, "this node's certificate is revoked")
 	case code(err) == wire.Refused, code(err) == wire.KeyBarred:
-		return refused("on the head: muster why "+node, "the head refuses this node: %v", err)
+		return refused("on the head: muster why "+node, "the head says %v", err)
+	case code(err) == wire.BadRequest, code(err) == wire.TooLarge, code(err) == wire.NotFound:
+		return badConfig("node and head must be of releases that understand each other", "the head says %v", err)
 	case code(err) != "":
 		return tryAgain("on the head: muster why "+node, "the head answers %v", err)
 	}

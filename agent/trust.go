@@ -273,7 +273,7 @@ func (t *trust) headError(host string, err error) error {
 		o.Message = fmt.Sprintf("ca_mismatch: %s: %v (%d pinned by %s)", host, errMismatch, len(t.pins), t.from)
 		o.Hint = "compare with 'muster ca show' on the head, and set muster.ca= or --ca"
 	case errors.Is(err, errHost):
-		o.Hint = "use a name of the head's certificate in muster.head=, or on the head: muster ca host --add NAME,IP"
+		o.Hint = "use in muster.head= one of the names that were given to 'muster init --host'"
 	case errors.Is(err, errTime):
 		o.Hint = "set the clocks of node and head; 'muster-agent doctor' shows the node's"
 	}

@@ -8,8 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
+	"strconv"
 	"strings"
+	"time"
 
 	"muster/agent"
 )
@@ -70,12 +71,13 @@ func (p *program) invoke(ctx context.Context, c command, args []string) error {
 	in := &invocation{}
 	fs := flag.NewFlagSet("muster-agent "+c.name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	fs.StringVar(&in.TPM, "tpm", "", "the TPM: device:`PATH`, swtpm:path=SOCKET, swtpm:host=HOST,port=PORT")
-	fs.StringVar(&in.Root, "root", "", "`directory` that /etc/muster and /run/muster are in")
-	fs.StringVar(&in.File, "config", "", "configuration `file` (default "+agent.DefaultFile+")")
+	fs.StringVar(&in.TPM, "tpm", "", "the TPM: `SPEC` is device:PATH, swtpm:path=SOCKET or swtpm:host=HOST,port=PORT")
+	fs.StringVar(&in.Root, "root", "", "`DIR` that /etc/muster and /run/muster are in")
+	fs.StringVar(&in.File, "config", "", "configuration `FILE` (default "+agent.DefaultFile+")")
 	c.flags(fs, in)
+	in.Built = commitTime()
 	in.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
-	err := fs.Parse(args)
+	err := in.parse(fs, args)
 	if errors.Is(err, flag.ErrHelp) {
 		p.commandHelp(c, fs)
 		return nil
@@ -83,11 +85,24 @@ func (p *program) invoke(ctx context.Context, c command, args []string) error {
 	if err != nil {
 		return usage("%s: %v", c.name, err)
 	}
-	in.args = fs.Args()
 	if want := len(strings.Fields(c.args)); len(in.args) != want {
-		return usage("%s takes %d arguments, not %d", c.name, want, len(in.args))
+		return usage("usage is: muster-agent %s", strings.TrimSpace(c.name+" [options] "+c.args))
 	}
 	return c.run(ctx, p, in)
+}
+
+// parse takes options before and after the arguments.
+func (in *invocation) parse(fs *flag.FlagSet, args []string) error {
+	for {
+		if err := fs.Parse(args); err != nil {
+			return err
+		}
+		if fs.NArg() == 0 {
+			return nil
+		}
+		in.args = append(in.args, fs.Arg(0))
+		args = fs.Args()[1:]
+	}
 }
 
 // withoutTime leaves the time to the journal, which knows it better than a node whose clock may be
@@ -100,13 +115,13 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 }
 
 func runFlags(fs *flag.FlagSet, in *invocation) {
-	fs.StringVar(&in.Wait, "wait", "", "how `long` to wait for a head, for being enabled and for approval (default 10m)")
-	fs.StringVar(&in.Head, "head", "", "heads to try, in random order: https://HOST:8443`[,URL]`")
-	fs.StringVar(&in.CA, "ca", "", "the CA to trust: sha256:`HEX` or a PEM file, several with commas; or tofu")
-	fs.StringVar(&in.Node, "node", "", "the node's `name` (default: the hostname)")
-	fs.StringVar(&in.Key, "key", "", "`algorithm` of a new key: p256 (default), p384, rsa2048")
-	fs.StringVar(&in.Install, "install", "", "`profiles` to install (default pem)")
-	fs.StringVar(&in.Clock, "clock", "", "an unsynchronised clock is: set, or trust (the head's for this run), or off (left alone)")
+	fs.StringVar(&in.Wait, "wait", "", "how `LONG` to wait for a head, for being enabled and for approval (default 10m)")
+	fs.StringVar(&in.Head, "head", "", "head, https://HOST:8443; several `URLS` with commas are tried in random order")
+	fs.StringVar(&in.CA, "ca", "", "the `CA` to trust: sha256:HEX or a PEM file, several with commas; or tofu")
+	fs.StringVar(&in.Node, "node", "", "the node's `NAME` (default: the hostname)")
+	fs.StringVar(&in.Key, "key", "", "`ALGORITHM` of a new key: p256 (default), p384, rsa2048")
+	fs.StringVar(&in.Install, "install", "", "`PROFILES` to install (default pem)")
+	fs.StringVar(&in.Clock, "clock", "", "`MODE`: an unsynchronised clock is set, or trust (the head's for this run), or off (left alone)")
 }
 
 func statusFlags(fs *flag.FlagSet, in *invocation) { fs.BoolVar(&in.json, "json", false, "as JSON") }
@@ -187,11 +202,17 @@ func runDoctor(ctx context.Context, p *program, in *invocation) error {
 }
 
 func runVersion(_ context.Context, p *program, _ *invocation) error {
-	version := "(unknown)"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version = info.Main.Version + " " + info.GoVersion
-	}
 	return p.say("muster-agent "+version, nil)
+}
+
+// commitTime is when the source of this program was committed: it runs later than that. A program
+// that was not built by the Makefile does not know.
+func commitTime() time.Time {
+	seconds, err := strconv.ParseInt(committed, 10, 64)
+	if err != nil || seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
 }
 
 func (p *program) say(line string, err error) error {

@@ -58,6 +58,9 @@ import (
 	"syscall"
 )
 
+// version and committed (when, in Unix seconds) are set by the build.
+var version, committed = "devel", "0"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
