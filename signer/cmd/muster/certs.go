@@ -56,6 +56,11 @@ func (c *choice) with(args []string) error {
 		}
 	}
 	c.ids = append(c.ids, args...)
+	for _, id := range c.ids {
+		if strings.TrimSpace(id) == "" {
+			return fail(exitUsage, "is a shell variable empty? -i 'n[0-99]' for some, -a for all", "no nodes are named")
+		}
+	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 
 	"muster/signer"
 )
@@ -59,7 +60,11 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 func unreachable(socket string, err error) error {
 	var op *net.OpError
 	if !errors.As(err, &op) {
-		return fail(exitUnreachable, "", "%v", err)
+		var where *url.Error
+		if errors.As(err, &where) {
+			err = where.Err
+		}
+		return fail(exitUnreachable, "--socket PATH, as muster serve has it", "what listens at %s is no muster: %v", socket, err)
 	}
 	hint := "systemctl start muster, or muster serve; --socket PATH if it has another"
 	if errors.Is(err, fs.ErrPermission) {

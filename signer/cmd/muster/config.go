@@ -34,7 +34,7 @@ func configured(cmd *cobra.Command, _ []string) error {
 	case errors.As(err, &bad):
 		return fail(exitUsage, "mend "+path, "%s:%d: %s", path, bad.Position.Line, bad.Message)
 	case err != nil:
-		return fail(exitUsage, "", "configuration: %v", err)
+		return fail(exitUsage, "give --config a file that can be read", "configuration: %v", err)
 	}
 	known := allFlags(cmd.Root())
 	for key, value := range values {
@@ -46,7 +46,7 @@ func configured(cmd *cobra.Command, _ []string) error {
 			continue
 		}
 		if err := setFlag(cmd.Flags(), key, value); err != nil {
-			return fail(exitUsage, cmd.CommandPath()+" --help", "%s: %s: %v", path, key, err)
+			return fail(exitUsage, cmd.CommandPath()+" --help", "%s: %s: %q is no %s", path, key, fmt.Sprint(value), flag.Value.Type())
 		}
 	}
 	return nil

@@ -40,7 +40,7 @@ cluster; a run that was cut short can simply be repeated.`,
 		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if len(plan.Hosts) == 0 {
+			if !cmd.Flags().Changed("host") {
 				plan.Hosts = ownHosts()
 			}
 			made, err := initialise(cmd.Context(), dir, plan)
@@ -163,7 +163,7 @@ func openStore(dir string) (*bolt.Store, error) {
 	case errors.Is(err, store.ErrNewer):
 		return nil, fail(exitFailed, "install that version again", "%v", err)
 	case err != nil:
-		return nil, fail(exitUnreachable, "", "%v", err)
+		return nil, fail(exitUnreachable, "put back a copy of "+dir, "%v", err)
 	}
 	return st, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +71,9 @@ the administrator enabled and that proves itself with its TPM.
 	}
 	root.SetVersionTemplate("muster {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if args := c.Flags().Args(); c.HasSubCommands() && len(args) > 0 {
+			return onlySubcommands(c, args) // a flag of a command that is spelt wrong
+		}
 		return fail(exitUsage, c.CommandPath()+" --help", "%v", err)
 	})
 	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "the daemon's admin `path`")
@@ -125,7 +129,7 @@ func onlySubcommands(c *cobra.Command, args []string) error {
 
 func noArgs(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return fail(exitUsage, c.CommandPath()+" --help", "%s takes flags only, not %q", c.CommandPath(), args[0])
+		return fail(exitUsage, c.CommandPath()+" --help", "%s takes flags only, not %q", strings.TrimPrefix(c.CommandPath(), "muster "), args[0])
 	}
 	return nil
 }

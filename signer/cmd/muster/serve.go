@@ -34,6 +34,8 @@ func (e *env) serveCommand() *cobra.Command {
 		Short: "Be the signer: serve nodes, the public listener and the admin socket",
 		Long: `serve is the daemon. It never makes a CA or a store: muster init does, once.
 Sockets may come from systemd: FileDescriptorName node, public and admin.`,
+		Example: `  muster serve
+  muster serve --listen 10.54.0.1:8443 --public 10.54.0.1:8080 --public-url http://head1.example.org:8080`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), o) },
 	}
@@ -70,6 +72,9 @@ func (e *env) serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		if errors.Is(err, signer.ErrNotInitialised) {
 			return fail(exitUsage, "muster init --dir "+o.dir, "%v", err)
+		}
+		if errors.Is(err, signer.ErrPublicURL) {
+			return fail(exitUsage, "muster serve --public-url http://HOST:8080", "--public-url: %v", err)
 		}
 		return err
 	}
@@ -136,7 +141,7 @@ func listenAdmin(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
 		return nil, fail(exitUsage, "muster serve --socket PATH", "admin socket %s is in use", path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
+	} else if errors.Is(err, syscall.ECONNREFUSED) && isSocket(path) {
 		os.Remove(path)
 	}
 	// The socket must not be open to all for an instant: the mask, not a later chmod, closes it.
@@ -152,4 +157,10 @@ func listenAdmin(path string) (net.Listener, error) {
 		}
 	}
 	return l, nil
+}
+
+// isSocket keeps a --socket that names somebody's file from deleting it.
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
 }
