@@ -114,6 +114,28 @@ func (c *Counter) Commands() []tpm2.TPMCC {
 	return slices.Clone(c.codes)
 }
 
+// ToStored returns how many of the commands a first boot took from open to the read-back of its NV
+// record, or 0 if it did not come so far. The export of the key and its first use come after.
+func (c *Counter) ToStored() int {
+	codes := c.Commands()
+	if end := slices.Index(codes, tpm2.TPMCCObjectChangeAuth); end >= 0 {
+		codes = codes[:end]
+	}
+	return lastIndex(codes, tpm2.TPMCCNVRead) + 1
+}
+
+// ToHandshake returns how many of the commands a boot took up to its last signature, or 0.
+func (c *Counter) ToHandshake() int { return lastIndex(c.Commands(), tpm2.TPMCCSign) + 1 }
+
+func lastIndex(codes []tpm2.TPMCC, code tpm2.TPMCC) int {
+	for i := len(codes) - 1; i >= 0; i-- {
+		if codes[i] == code {
+			return i
+		}
+	}
+	return -1
+}
+
 // Bytes returns how many bytes went in both directions.
 func (c *Counter) Bytes() int {
 	c.mu.Lock()
