@@ -5,10 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -136,18 +136,20 @@ func (a *authority) sign(tmpl *x509.Certificate, pub crypto.PublicKey, life time
 // keyID is a subject key identifier by RFC 7093, method 1: the first 160 bits of the SHA-256 of the
 // subjectPublicKey.
 func keyID(pub crypto.PublicKey) ([]byte, error) {
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
+	var bits []byte
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		point, err := pub.Bytes()
+		if err != nil {
+			return nil, err
+		}
+		bits = point
+	case *rsa.PublicKey:
+		bits = x509.MarshalPKCS1PublicKey(pub)
+	default:
+		return nil, fmt.Errorf("a key of type %T is neither ECDSA nor RSA", pub)
 	}
-	var info struct {
-		Algorithm pkix.AlgorithmIdentifier
-		Key       asn1.BitString
-	}
-	if _, err := asn1.Unmarshal(spki, &info); err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(info.Key.Bytes)
+	sum := sha256.Sum256(bits)
 	return sum[:20], nil
 }
 

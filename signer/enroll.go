@@ -33,8 +33,14 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 	}
 	who.proven = true
 	failpoint("proven")
+	bound := free(at)
+	if s.EK != "" {
+		if bound, no = h.bindings(ctx, at); no != nil {
+			return nil, no
+		}
+	}
 	for {
-		cert, no := h.settle(ctx, at, item, s, now)
+		cert, no := h.settle(ctx, at, item, s, bound, now)
 		if no == nil {
 			failpoint("reply")
 			return h.enrolled(cert, now), nil
@@ -47,6 +53,9 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 		if item, s, no = h.slot(ctx, at.Slot()); no != nil {
 			return nil, no
 		}
+		if bound, no = h.bindings(ctx, at); no != nil {
+			return nil, no
+		}
 		if s.grantID() != at.Grant() || s.level(at.EK()) != at.Level() {
 			return nil, refuse(wire.StaleChallenge, whyStale, "the grant of %s changed meanwhile", s.Node)
 		}
@@ -54,16 +63,13 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 }
 
 // settle gives the stored certificate to the key that it was made for, or makes one.
-func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, now time.Time) (*issued, *refusal) {
+// bound is where the bindings of EK and key stand, or are believed to.
+func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, now time.Time) (*issued, *refusal) {
 	stored, no := decide(at, s, now)
 	if stored != nil || no != nil {
 		return stored, no
 	}
 	if no := h.maySign(now); no != nil {
-		return nil, no
-	}
-	ek, key, no := h.bindings(ctx, at)
-	if no != nil {
 		return nil, no
 	}
 	failpoint("claim")
@@ -73,11 +79,11 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 	}
 	failpoint("signed")
 	err = h.store.Commit(ctx, store.Tx{
-		Guards: []store.Guard{item.Guard(), ek.Guard(), key.Guard()},
+		Guards: []store.Guard{item.Guard(), bound.ek.Guard(), bound.key.Guard()},
 		Puts: append(s.ending(now),
 			put(item.Key, s.with(cert, at.EK())),
-			store.Put{Key: ek.Key, Value: []byte(s.Node)},
-			store.Put{Key: key.Key, Value: []byte(s.Node)},
+			store.Put{Key: bound.ek.Key, Value: []byte(s.Node)},
+			store.Put{Key: bound.key.Key, Value: []byte(s.Node)},
 		),
 		Events: []store.Event{event(now, "issue", s.Node, map[string]string{
 			"serial": cert.Serial, "ek": at.EK(), "key": at.Key(), "level": string(at.Level()), "grant": at.Grant(),
@@ -120,23 +126,32 @@ func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
 	return nil, no
 }
 
-// bindings reads to which names the EK and the key belong; both must be free, or this slot's.
-func (h *Head) bindings(ctx context.Context, at *attest.Attested) (ek, key store.Item, no *refusal) {
-	ek, err := h.store.Get(ctx, prefixEK+at.EK())
-	if err != nil {
-		return ek, key, storeRefusal(err)
+// bindings are the items that say to which names an EK and a node key belong.
+type bindings struct{ ek, key store.Item }
+
+// free are the bindings of a TPM that was never seen, as most that enrol are: nothing need be read to
+// guard that. Where it is wrong, the transaction conflicts, and they are read.
+func free(at *attest.Attested) bindings {
+	return bindings{store.Item{Key: prefixEK + at.EK()}, store.Item{Key: prefixKey + at.Key()}}
+}
+
+// bindings reads them; both must be free, or this slot's.
+func (h *Head) bindings(ctx context.Context, at *attest.Attested) (bindings, *refusal) {
+	b := free(at)
+	for _, item := range []*store.Item{&b.ek, &b.key} {
+		got, err := h.store.Get(ctx, item.Key)
+		if err != nil {
+			return b, storeRefusal(err)
+		}
+		*item = got
 	}
-	key, err = h.store.Get(ctx, prefixKey+at.Key())
-	if err != nil {
-		return ek, key, storeRefusal(err)
+	if b.ek.Revision != 0 && string(b.ek.Value) != at.Slot() {
+		return b, refuse(wire.Refused, whyEKTaken, "the EK is bound to %s", b.ek.Value)
 	}
-	if ek.Revision != 0 && string(ek.Value) != at.Slot() {
-		return ek, key, refuse(wire.Refused, whyEKTaken, "the EK is bound to %s", ek.Value)
+	if b.key.Revision != 0 && string(b.key.Value) != at.Slot() {
+		return b, refuse(wire.Refused, whyKeyTaken, "the key is bound to %s", b.key.Value)
 	}
-	if key.Revision != 0 && string(key.Value) != at.Slot() {
-		return ek, key, refuse(wire.Refused, whyKeyTaken, "the key is bound to %s", key.Value)
-	}
-	return ek, key, nil
+	return b, nil
 }
 
 // with returns the record after cert was made: the grant is used, the EK bound, and the certificate
