@@ -19,6 +19,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"muster/internal/template"
 	"muster/internal/wire"
 	"muster/signer/store"
 )
@@ -218,41 +219,55 @@ func TestOneGrantOneKeyWhateverHappens(t *testing.T) {
 	})
 }
 
+// drawn draws by number, so that a history that failed can be read.
+func (w *world) drawn(t *rapid.T) (h *Head, name string, k *key) {
+	h = w.head[rapid.IntRange(0, len(w.head)-1).Draw(t, "head")]
+	name = rapid.SampledFrom(worldNames).Draw(t, "name")
+	return h, name, w.keys[rapid.IntRange(0, len(w.keys)-1).Draw(t, "key")]
+}
+
 func (w *world) actions() map[string]func(*rapid.T) {
-	name := rapid.SampledFrom(worldNames)
-	key := rapid.SampledFrom(w.keys)
-	head := rapid.SampledFrom(w.head[:])
 	return map[string]func(*rapid.T){
 		"enable": func(t *rapid.T) {
-			w.Head = head.Draw(t, "head")
-			w.enable(name.Draw(t, "name"))
+			h, name, _ := w.drawn(t)
+			w.Head = h
+			w.enable(name)
 		},
 		"pin": func(t *rapid.T) { // refused where it contradicts a binding
-			w.Head = head.Draw(t, "head")
-			w.tryEnable(name.Draw(t, "name"), pinned(key.Draw(t, "key").ekHash()))
+			h, name, k := w.drawn(t)
+			w.Head = h
+			w.tryEnable(name, pinned(k.ekHash()))
 		},
 		"disable": func(t *rapid.T) {
-			w.Head = head.Draw(t, "head")
-			n := name.Draw(t, "name")
-			if item, _ := w.store.Get(context.Background(), prefixSlot+n); item.Revision == 0 {
+			h, name, _ := w.drawn(t)
+			w.Head = h
+			if item, _ := w.store.Get(context.Background(), prefixSlot+name); item.Revision == 0 {
 				t.Skip("no such node")
 			}
-			w.disable(n)
+			w.disable(name)
 		},
 		"enrol": func(t *rapid.T) {
-			k, n := key.Draw(t, "key"), name.Draw(t, "name")
-			cert := w.attempt(head.Draw(t, "head"), head.Draw(t, "head"), k, n)
-			if cert != nil {
-				w.retry(t, k, n, cert)
+			leg1, name, k := w.drawn(t)
+			leg2, _, _ := w.drawn(t)
+			if cert := w.attempt(leg1, leg2, k, name); cert != nil {
+				w.retry(t, k, name, cert)
 			}
 		},
-		"claim at once": func(t *rapid.T) { w.race(t, name.Draw(t, "name"), key.Draw(t, "key"), key.Draw(t, "key")) },
-		"claim while the administrator changes it": func(t *rapid.T) {
-			w.raceAdmin(t, name.Draw(t, "name"), key.Draw(t, "key"), rapid.Bool().Draw(t, "disable"))
+		"claim at once": func(t *rapid.T) {
+			_, name, a := w.drawn(t)
+			_, otherName, b := w.drawn(t)
+			w.race(t, name, a, otherName, b)
 		},
-		"use":     func(t *rapid.T) { w.useSome(t, head.Draw(t, "head")) },
-		"restart": func(t *rapid.T) { w.must(w.store.Close()); w.openStore(); w.openHeads() },
-		"wait":    func(t *rapid.T) { w.clock.move(20 * time.Minute) },
+		"claim while the administrator changes it": func(t *rapid.T) {
+			_, name, k := w.drawn(t)
+			w.raceAdmin(t, name, k, rapid.Bool().Draw(t, "disable"))
+		},
+		"use": func(t *rapid.T) {
+			h, name, _ := w.drawn(t)
+			w.useSome(t, h, name)
+		},
+		"restart": func(*rapid.T) { w.must(w.store.Close()); w.openStore(); w.openHeads() },
+		"wait":    func(*rapid.T) { w.clock.move(20 * time.Minute) },
 		"":        func(t *rapid.T) { w.check(t) },
 	}
 }
@@ -268,10 +283,10 @@ func (w *world) retry(t tb, k *key, name string, cert *x509.Certificate) {
 }
 
 // race lets two proven claims meet in the store.
-func (w *world) race(t *rapid.T, name string, a, b *key) {
-	first, ok1 := w.prepare(w.head[0], a, name)
-	second, ok2 := w.prepare(w.head[1], b, name)
-	if !ok1 || !ok2 {
+func (w *world) race(t *rapid.T, name string, a *key, otherName string, b *key) {
+	first, ok := w.prepare(w.head[0], a, name)
+	second, otherOK := w.prepare(w.head[1], b, otherName)
+	if !ok || !otherOK {
 		t.Skip("not challenged")
 	}
 	var both sync.WaitGroup
@@ -298,13 +313,13 @@ func (w *world) raceAdmin(t *rapid.T, name string, k *key, disable bool) {
 }
 
 // useSome shows a certificate that is known to a head. The first use of the newest ends all others.
-func (w *world) useSome(t *rapid.T, h *Head) {
-	list := w.of(rapid.SampledFrom(worldNames).Draw(t, "name"))
+func (w *world) useSome(t *rapid.T, h *Head, name string) {
+	list := w.of(name)
 	if len(list) == 0 {
 		t.Skip("no certificate")
 	}
-	cert := rapid.SampledFrom(list).Draw(t, "certificate")
-	newest := w.record(cert.Subject.CommonName).Cert
+	cert := list[rapid.IntRange(0, len(list)-1).Draw(t, "certificate")]
+	newest := w.record(name).Cert
 	if use(h, cert) != "" || !bytes.Equal(newest.DER, cert.Raw) {
 		return
 	}
@@ -376,6 +391,32 @@ func TestClash(t *testing.T) {
 	w.check(t)
 	if len(w.left) != 1 || keyHash(w.left[0]) != w.keys[1].hash() {
 		t.Errorf("%d certificates left the heads", len(w.left))
+	}
+}
+
+// TestClashOfNames: one EK, or one key, claims two names at once.
+func TestClashOfNames(t *testing.T) {
+	c := aChip(t)
+	a, sameEK := c.nodeKey(), c.nodeKey()
+	c.addEK(template.EKs()[1]) // to the head, another TPM
+	sameKey := *a
+	sameKey.ek = *c.ek()
+	for name, test := range map[string]struct {
+		other *key
+		why   reason
+	}{"one EK": {sameEK, whyEKTaken}, "one key": {&sameKey, whyKeyTaken}} {
+		t.Run(name, func(t *testing.T) {
+			w, f := newWorld(t)
+			w.enable("n[0-1]")
+			first, _ := w.prepare(w.head[0], a, "n0")
+			second, _ := w.prepare(w.head[1], test.other, "n1")
+			f.before = func() { w.finish(w.head[1], second) }
+			if w.finish(w.head[0], first) != nil || len(w.left) != 1 {
+				t.Errorf("%d certificates left the heads", len(w.left))
+			}
+			equal(t, "reason", w.reason("n0"), test.why)
+			w.check(t)
+		})
 	}
 }
 
@@ -486,6 +527,21 @@ func TestConflictsEnd(t *testing.T) {
 		t.Error("no certificate after five conflicts")
 	}
 	w.check(t)
+}
+
+// TestGrantChangesUnderAClaim: a claim that met a conflict does not go on under another grant.
+func TestGrantChangesUnderAClaim(t *testing.T) {
+	w, f := newWorld(t)
+	w.enable("n0")
+	answer, _ := w.prepare(w.Head, w.keys[0], "n0")
+	f.before = func() {
+		rec := w.record("n0")
+		rec.Grant = nil
+		w.putRecord(rec)
+		w.enable("n0")
+	}
+	refusedWith(t, w.site.post(wire.PathEnroll, answer), wire.StaleChallenge)
+	untouched(t, w.site, w.record("n0").grantID(), w.keys[0], "n0")
 }
 
 // TestEnableMeetsAnEnrolment: an EK that is bound while the administrator records another one stays.
