@@ -50,7 +50,7 @@ func (s *site) revision() uint64 {
 	return item.Revision
 }
 
-// TestStrangersWriteNothing: 2,000 requests of peers that prove nothing (I10).
+// TestStrangersWriteNothing: 2,000 requests of peers that prove nothing, and some for readyz (I10).
 func TestStrangersWriteNothing(t *testing.T) {
 	s, k := newSite(t), aChip(t).nodeKey()
 	s.enable("n0")
@@ -58,8 +58,7 @@ func TestStrangersWriteNothing(t *testing.T) {
 	made.Proof[0] ^= 1
 	soft := softKey(t)
 	self := certificate(t, softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n0"}}, s.CA(), soft.Public(), s.ca.key))
-	revision, entries, files := s.revision(), len(s.journal()), map[string][32]byte(nil)
-	files = s.files()
+	revision, entries, files := s.revision(), len(s.journal()), s.files()
 	for i := range 400 {
 		name := fmt.Sprintf("stranger%d", i)
 		refusedWith(t, s.post(wire.PathChallenge, k.ChallengeRequest(name)), wire.NotEnabled)
@@ -67,6 +66,7 @@ func TestStrangersWriteNothing(t *testing.T) {
 		refusedWith(t, s.post(wire.PathEnroll, made), wire.StaleChallenge)
 		refusedWith(t, post(s.Head, wire.PathEnroll, []byte("{}")), wire.BadRequest)
 		equal(t, "use", use(s.Head, self), wire.NotEnabled)
+		equal(t, "readyz", s.public("/readyz").status, http.StatusOK)
 	}
 	for path, sum := range s.files() {
 		if files[path] != sum {

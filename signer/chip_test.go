@@ -165,16 +165,18 @@ func (c *chip) softKey() *key {
 	c.t.Helper()
 	soft, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	c.must("software key", err)
+	scalar, err := soft.Bytes()
+	c.must("software key", err)
+	point, err := soft.PublicKey.Bytes() // 0x04 || X || Y
+	c.must("software key", err)
 	pub := template.NodeKey(template.P256)
 	pub.ObjectAttributes.FixedTPM, pub.ObjectAttributes.FixedParent, pub.ObjectAttributes.SensitiveDataOrigin = false, false, false
 	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: soft.X.FillBytes(make([]byte, 32))},
-		Y: tpm2.TPM2BECCParameter{Buffer: soft.Y.FillBytes(make([]byte, 32))},
+		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
 	})
 	secret := tpm2.TPMTSensitive{
 		SensitiveType: tpm2.TPMAlgECC,
-		Sensitive: tpm2.NewTPMUSensitiveComposite(tpm2.TPMAlgECC,
-			&tpm2.TPM2BECCParameter{Buffer: soft.D.FillBytes(make([]byte, 32))}),
+		Sensitive:     tpm2.NewTPMUSensitiveComposite(tpm2.TPMAlgECC, &tpm2.TPM2BECCParameter{Buffer: scalar}),
 	}
 	parent := authorized(srkHandle, &c.srk)
 	imported, err := tpm2.Import{

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,9 +39,10 @@ func (s *site) secrets() map[string][]byte {
 			all[form] = text
 		}
 	}
-	d := s.ca.key.(*ecdsa.PrivateKey).D
-	add("CA key", d.FillBytes(make([]byte, 32)))
-	all["CA key, decimal number"] = []byte(d.String())
+	scalar, err := s.ca.key.(*ecdsa.PrivateKey).Bytes()
+	s.must(err)
+	add("CA key", scalar)
+	all["CA key, decimal number"] = []byte(new(big.Int).SetBytes(scalar).String())
 	block, _ := pem.Decode(s.file(caKeyFile))
 	all["CA key, PEM"] = []byte(base64.StdEncoding.EncodeToString(block.Bytes)[:64])
 	var ring struct{ Epochs []struct{ Key string } }
