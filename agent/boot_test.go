@@ -562,7 +562,7 @@ func TestPowerCut(t *testing.T) {
 			}
 			cert := h.cert
 			m.reboot()
-			if line, err = m.run(); err != nil {
+			if _, err = m.run(); err != nil {
 				t.Errorf("command %d, after %v: %v\n%s", at, after, err, m.log.String())
 			}
 			if cert != nil && !cert.Equal(h.cert) {

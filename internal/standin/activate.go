@@ -45,7 +45,7 @@ func (t *TPM) Activate(idObject, encSecret []byte) ([]byte, error) {
 		return nil, err
 	}
 	identity := make([]byte, len(encIdentity))
-	// CFB is deprecated because it does not authenticate; here the HMAC does, and a TPM has no other mode.
+	//lint:ignore SA1019 it does not authenticate, which the HMAC does here, and a TPM has no other mode
 	cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)).XORKeyStream(identity, encIdentity)
 	secret, rest, err := split2B(identity)
 	if err != nil || len(rest) > 0 {
