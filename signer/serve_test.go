@@ -351,6 +351,22 @@ func TestBodiesRefusedUnread(t *testing.T) {
 	}
 }
 
+// TestGoodBodyInBadForm: what would be taken as it is, is not taken in another coding.
+func TestGoodBodyInBadForm(t *testing.T) {
+	s, k := newSite(t), aChip(t).nodeKey()
+	s.enable("n0")
+	d, body := s.serve(t), string(wire.Encode(k.ChallengeRequest("n0")))
+	post := func(header, body string) reply {
+		r, _ := d.raw(t, "POST /v1/challenge HTTP/1.1\r\nHost: head\r\nContent-Type: application/json\r\n"+header+"\r\n\r\n"+body)
+		return r
+	}
+	length := fmt.Sprintf("Content-Length: %d", len(body))
+	decoded[wire.Challenge](t, post(length, body))
+	refusedWith(t, post("Transfer-Encoding: chunked", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)), wire.BadRequest)
+	refusedWith(t, post(length+"\r\nContent-Encoding: identity", body), wire.BadRequest)
+	refusedWith(t, post(length+"\r\nContent-Encoding: gzip", body), wire.BadRequest)
+}
+
 // TestLargestBody: 16 KiB are still read, certificates of EKs and all.
 func TestLargestBody(t *testing.T) {
 	s, k := newSite(t), aChip(t).nodeKey()

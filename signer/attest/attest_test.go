@@ -308,8 +308,8 @@ func TestEpochs(t *testing.T) {
 	if _, err := v.Verify(first, terms, noon); err != ErrStale {
 		t.Errorf("of the one before: %v", err)
 	}
-	if len(e.ring) != 2 {
-		t.Errorf("%d epochs", len(e.ring))
+	if len(e.ring) != 2 || bytes.Equal(e.ring[0].key, e.ring[1].key) || e.ring[0].id == e.ring[1].id {
+		t.Errorf("%d epochs, or one twice", len(e.ring))
 	}
 	for after, want := range map[time.Duration]bool{0: false, EpochLife - 1: false, EpochLife: true, -EpochLife: false, -EpochLife - 1: true} {
 		if got := NewEpochs(noon).Due(noon.Add(after)); got != want {
