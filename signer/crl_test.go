@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -28,8 +29,8 @@ func (s *site) crlServed() *x509.RevocationList {
 	list, err := x509.ParseRevocationList(s.crlBytes())
 	s.must(err)
 	s.must(list.CheckSignatureFrom(s.CA()))
-	equal(s.t, "AKI", string(list.AuthorityKeyId), string(s.CA().SubjectKeyId))
-	equal(s.t, "issuer", string(list.RawIssuer), string(s.CA().RawSubject))
+	equal(s.t, "AKI", hex.EncodeToString(list.AuthorityKeyId), hex.EncodeToString(s.CA().SubjectKeyId))
+	equal(s.t, "issuer", hex.EncodeToString(list.RawIssuer), hex.EncodeToString(s.CA().RawSubject))
 	equal(s.t, "life", list.NextUpdate.Sub(list.ThisUpdate), crlLife)
 	return list
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"net"
 	"net/url"
@@ -60,7 +61,7 @@ func TestCertificateFields(t *testing.T) {
 	c := certificate(t, s.enrol(k, "n0").Cert)
 
 	equal(t, "subject", c.Subject.String(), "CN=n0,O=Muster")
-	equal(t, "issuer", string(c.RawIssuer), string(s.CA().RawSubject))
+	equal(t, "issuer", hex.EncodeToString(c.RawIssuer), hex.EncodeToString(s.CA().RawSubject))
 	equal(t, "version", c.Version, 3)
 	equal(t, "key usage", c.KeyUsage, x509.KeyUsageDigitalSignature)
 	equal(t, "extended key usages", len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage), 1)
@@ -72,13 +73,13 @@ func TestCertificateFields(t *testing.T) {
 	equal(t, "DNS names", slices.Equal(c.DNSNames, []string{"n0.hpc"}), true)
 	equal(t, "addresses", len(c.IPAddresses) == 1 && c.IPAddresses[0].String() == "10.0.0.7", true)
 	equal(t, "CRL", slices.Equal(c.CRLDistributionPoints, []string{"http://head:8080/crl/" + s.ca.id() + ".crl"}), true)
-	equal(t, "authority key identifier", string(c.AuthorityKeyId), string(s.CA().SubjectKeyId))
+	equal(t, "authority key identifier", hex.EncodeToString(c.AuthorityKeyId), hex.EncodeToString(s.CA().SubjectKeyId))
 	equal(t, "not before", c.NotBefore, noon.Add(-time.Hour).Truncate(time.Second))
 	equal(t, "not after", c.NotAfter, noon.Add(90*24*time.Hour).Truncate(time.Second))
 	equal(t, "not after on record", s.record("n0").Cert.NotAfter, c.NotAfter)
 	equal(t, "the key", k.public.(*ecdsa.PublicKey).Equal(c.PublicKey), true)
 	ski, err := keyID(k.public)
-	equal(t, "subject key identifier", string(c.SubjectKeyId), string(ski))
+	equal(t, "subject key identifier", hex.EncodeToString(c.SubjectKeyId), hex.EncodeToString(ski))
 	equal(t, "error", err, nil)
 	// Nothing but these extensions, and critical only what RFC 5280 has so.
 	critical := map[string]bool{
