@@ -28,6 +28,7 @@ type Agent struct {
 	heads    []*url.URL
 	ca       caOption
 	name     string
+	named    bool // by the configuration, not by the hostname
 	wait     time.Duration
 	spec     string
 	slots    tpm.Slots

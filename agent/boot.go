@@ -85,6 +85,9 @@ func (b *boot) begin() ([]*identity, error) {
 // resume goes on with a certificate from NV. The error is errUseless when enrolling again is the
 // remedy.
 func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
+	if b.named && b.name != id.node() {
+		b.log.Warn("the certificate in the TPM is for another name; the head decides names", "asked", b.name, "node", id.node())
+	}
 	offline := b.usable(id, nil, b.clock.past(id.leaf)) == nil
 	if len(b.heads) == 0 && offline {
 		return b.finishOffline(id, errors.New("no head is configured"))
@@ -167,7 +170,7 @@ func (b *boot) generation(id *identity, sent []*x509.Certificate, at time.Time) 
 		}
 	}
 	g.status = Status{
-		Node: id.node(), State: "issued", Serial: id.serial(), Expires: id.leaf.NotAfter.UTC(),
+		Node: id.node(), State: "issued", Serial: id.serial(), Expires: &id.leaf.NotAfter,
 		Pin: pinFor(chain, g.roots).String(), TPM: b.tpmSpec(), Storage: id.storage(),
 	}
 	return g, nil
@@ -193,11 +196,11 @@ func (b *boot) lateError(l *late) error {
 	node := hintName(b.name)
 	switch e.Code {
 	case wire.NotEnabled:
-		return tryAgain("on the head: muster certs enable -i "+node, "%s is not enabled, after %v: %v", node, b.wait, e)
+		return tryAgain("on the head: muster certs enable -i "+node, "%s is not enabled on the head (waited %v)", node, b.wait)
 	case wire.Pending:
-		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval, after %v: %v", node, b.wait, e)
+		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval on the head (waited %v)", node, b.wait)
 	}
-	return tryAgain("on the head: muster why "+node, "no certificate after %v: %v", b.wait, e)
+	return tryAgain("on the head: muster why "+node, "the head says %v (waited %v)", e, b.wait)
 }
 
 // short abbreviates a serial number for people.

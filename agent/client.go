@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -398,7 +399,7 @@ func (x *exchange) say(err error) {
 	host := x.c.head().Host
 	if x.said[host] != err.Error() {
 		x.said[host] = err.Error()
-		x.c.log.Info("no answer yet", "head", host, "request", x.path, "err", err)
+		x.c.log.Info("no answer yet", "head", host, "request", cmp.Or(x.path, "connect"), "err", err)
 	}
 }
 

@@ -116,7 +116,7 @@ func New(c Config) (*Agent, error) {
 			a.clock.mode = clockSet
 		}
 	}
-	if s.Node == "" {
+	if a.named = s.Node != ""; !a.named {
 		a.name = hostname(c.Hostname)
 	}
 	for _, w := range a.warnings {

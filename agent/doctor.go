@@ -76,7 +76,7 @@ func (a *Agent) Doctor(ctx context.Context, w io.Writer) error {
 		d.write(part.name, part.look())
 	}
 	if d.failed {
-		return &Outcome{Status: StatusFailed, Message: "something is wrong"}
+		return &Outcome{Status: StatusFailed, Message: "something is wrong: see the lines that begin with fail"}
 	}
 	return nil
 }

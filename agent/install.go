@@ -30,14 +30,14 @@ const (
 
 // Status is what `muster-agent status --json` prints and status.json holds.
 type Status struct {
-	Node    string    `json:"node"`
-	State   string    `json:"state"` // the head's word for it; issued until a head said more; expired; none
-	Serial  string    `json:"serial"`
-	Expires time.Time `json:"expires,omitzero"`
-	Head    string    `json:"head"`
-	Pin     string    `json:"pin"`
-	TPM     string    `json:"tpm"`
-	Storage string    `json:"storage"` // nv, head (fetched again at each boot), none
+	Node    string     `json:"node"`
+	State   string     `json:"state"` // the head's word for it; issued until a head said more; expired; none
+	Serial  string     `json:"serial"`
+	Expires *time.Time `json:"expires"` // null where there is no certificate
+	Head    string     `json:"head"`
+	Pin     string     `json:"pin"`
+	TPM     string     `json:"tpm"`
+	Storage string     `json:"storage"` // nv, head (fetched again at each boot), none
 }
 
 // generation is one set of files that belong together.

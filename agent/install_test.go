@@ -30,7 +30,7 @@ func testGeneration(t *testing.T) *generation {
 	leaf := authority.node(t, "n0", private.Public(), nil)
 	return &generation{
 		roots: []*x509.Certificate{authority.cert}, leaf: leaf, key: key,
-		status: Status{Node: "n0", State: "issued", Serial: serialHex(leaf.SerialNumber), Expires: leaf.NotAfter, Storage: "nv"},
+		status: Status{Node: "n0", State: "issued", Serial: serialHex(leaf.SerialNumber), Expires: &leaf.NotAfter, Storage: "nv"},
 	}
 }
 

@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,7 +18,7 @@ const (
 // checkName refuses a name that no node can have. The head decides which name is whose.
 func checkName(name string) error {
 	if len(name) > maxName || !printable(name) {
-		return errors.New("not a node name")
+		return fmt.Errorf("%.64q is not a node name", name)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func (a *Agent) status(ids []*identity) Status {
 	case len(ids) > 0:
 		id := ids[0]
 		s = Status{
-			Node: id.node(), State: "issued", Serial: id.serial(), Expires: id.leaf.NotAfter.UTC(),
+			Node: id.node(), State: "issued", Serial: id.serial(), Expires: &id.leaf.NotAfter,
 			Pin: id.pin.String(), TPM: a.tpmSpec(), Storage: "nv",
 		}
 		if file.Serial == s.Serial {
@@ -42,7 +42,7 @@ func (a *Agent) status(ids []*identity) Status {
 		s = file
 		s.TPM = a.tpmSpec()
 	}
-	if s.Serial != "" && a.clock.time().After(s.Expires) {
+	if s.Expires != nil && a.clock.time().After(*s.Expires) {
 		s.State = "expired"
 	}
 	return s
@@ -51,7 +51,7 @@ func (a *Agent) status(ids []*identity) Status {
 // WriteText writes s for people.
 func (s Status) WriteText(w io.Writer) {
 	expires := "-"
-	if !s.Expires.IsZero() {
+	if s.Expires != nil {
 		expires = s.Expires.Format(time.RFC3339)
 	}
 	for _, line := range [][2]string{

@@ -102,7 +102,7 @@ func mayIssue(s *slot, level wire.Level, now time.Time) *refusal {
 	case s.Grant == nil || s.Grant.Used:
 		return refuse(wire.NotEnabled, whyNotEnabled, "%s has no open grant", s.Node)
 	case !now.Before(s.Grant.Until):
-		return refuse(wire.NotEnabled, whyWindowOver, "the window of %s was over at %s", s.Node, s.Grant.Until.Format(time.RFC3339))
+		return refuse(wire.NotEnabled, whyWindowOver, "the window of %s was over at %s", s.Node, day(s.Grant.Until))
 	case level.Rank() < s.Grant.Level.Rank():
 		return refuse(wire.NotEnabled, whyLevel, "%s is at level %s, and the grant asks for %s", s.Node, level, s.Grant.Level)
 	}

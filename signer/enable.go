@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -34,7 +35,7 @@ type Changed struct {
 	Extended  string    `json:"extended,omitempty"` // had an open grant
 	Closed    string    `json:"closed,omitempty"`   // by disable
 	Unchanged string    `json:"unchanged,omitempty"`
-	Until     time.Time `json:"until,omitzero"`
+	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
 }
 
 // MaxWindow bounds how long a grant may wait: an open one is a door.
@@ -66,8 +67,15 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 		}
 	}
 	now := h.now()
-	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) { return h.enable(ctx, item, req, now) })
-	result.Until = now.Add(req.For).UTC().Truncate(time.Second)
+	until := now.Add(req.For)
+	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
+		e, err := h.enable(ctx, item, req, now)
+		if err == nil {
+			until = later(until, e.slot.Grant.Until)
+		}
+		return e, err
+	})
+	result.Until = until.UTC().Truncate(time.Second)
 	return result, err
 }
 
@@ -304,8 +312,11 @@ func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]s
 	names := slices.Collect(set.All())
 	var bad []string
 	for _, name := range names {
-		if len(name) > maxNodeName || !hostName.MatchString(name) && !strings.Contains(name, "_") {
-			return nil, adminError(KindUsage, "", "%q cannot be a node's name: a certificate's common name has at most %d characters", name, maxNodeName)
+		if len(name) > maxNodeName {
+			return nil, adminError(KindUsage, "name the node shorter", "%q cannot be a node's name: a certificate's common name has at most %d characters", name, maxNodeName)
+		}
+		if !nodeName.MatchString(name) {
+			return nil, adminError(KindUsage, "begin and end names with a letter or a digit", "%q cannot be a node's name", name)
 		}
 		if create {
 			continue
@@ -324,6 +335,8 @@ func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]s
 	return names, nil
 }
 
+var nodeName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+
 // maxNodeName is ub-common-name (RFC 5280, appendix A).
 const maxNodeName = 64
 
@@ -341,11 +354,25 @@ func (h *Head) everyName(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// maxSelector bounds the work that an expression can ask for, in bytes.
+const maxSelector = 1 << 20
+
 func parseIDs(ids []string) (nodeset.Set, error) {
-	set, err := nodeset.Parse(strings.Join(ids, ","))
+	expr := strings.Join(ids, ",")
+	if len(expr) > maxSelector {
+		return nodeset.Set{}, adminError(KindUsage, "use ranges, as n[0-99], or several commands", "the nodes take %d bytes to name, more than %d", len(expr), maxSelector)
+	}
+	set, err := nodeset.Parse(expr)
 	var bad *nodeset.Error
-	if errors.As(err, &bad) {
-		return set, adminError(KindUsage, "quote it, so that the shell leaves it alone: -i 'n[0-99]'", "%v\n%s", bad, bad.Caret())
+	switch {
+	case errors.As(err, &bad):
+		hint := "write nodes as 'n[0-99],gpu[01-16]', in quotes"
+		if errors.Is(err, nodeset.ErrTooMany) {
+			hint = "use several commands"
+		}
+		return set, adminError(KindUsage, hint, "%v\n%s", bad, bad.Caret())
+	case err == nil && set.Len() == 0:
+		return set, adminError(KindNone, "muster certs list", "%q selects no node", expr)
 	}
 	return set, err
 }

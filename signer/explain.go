@@ -116,6 +116,9 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return fmt.Sprintf("another TPM (EK %s) asked %s%s to be %s, which is bound to the EK %s",
 			last.EK, times(last.Count), from(last), name, s.EK), "muster certs show -i " + name, true
 	case whyOtherKey:
+		if s.open(now) {
+			return "", "", false
+		}
 		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last)), enable, true
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last), last.Detail), "muster certs list", true

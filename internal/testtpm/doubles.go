@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -156,7 +157,7 @@ type Killer struct {
 	tpm   *TPM
 	at    int
 	after bool
-	n     int
+	n     atomic.Int64 // commands so far
 }
 
 // ErrPowerCut is what a Killer answers from its command on.
@@ -169,11 +170,11 @@ func (m *TPM) CutPower(next transport.TPM, at int, after bool) *Killer {
 }
 
 func (k *Killer) Send(command []byte) ([]byte, error) {
-	k.n++
-	if k.n < k.at {
+	n := int(k.n.Add(1))
+	if n < k.at {
 		return k.next.Send(command)
 	}
-	if k.n == k.at {
+	if n == k.at {
 		if k.after {
 			k.next.Send(command)
 		}
@@ -183,7 +184,7 @@ func (k *Killer) Send(command []byte) ([]byte, error) {
 }
 
 // Fired says whether the power was cut.
-func (k *Killer) Fired() bool { return k.n >= k.at }
+func (k *Killer) Fired() bool { return int(k.n.Load()) >= k.at }
 
 // Fault answers in the TPM's place.
 type Fault struct {
