@@ -66,7 +66,7 @@ func TestAdminSocket(t *testing.T) {
 	}
 	s.enrol(k, "n0")
 	listed := ask(t, c, AdminList, `{"ids":["n[0-1]"]}`)
-	if len(listed) != 3 || !bytes.Contains(listed[0].Item, []byte(`"state":"issued"`)) || string(last(listed).Result) != "2" {
+	if len(listed) != 3 || !bytes.Contains(listed[0].Item, []byte(`"state":"issued"`)) || string(last(listed).Result) != `{"count":2}` {
 		t.Errorf("list: %d frames", len(listed))
 	}
 	if ca := last(ask(t, c, AdminCA, `{}`)); !bytes.Contains(ca.Result, []byte(s.Pin())) {

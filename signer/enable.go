@@ -322,10 +322,10 @@ func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]s
 			continue
 		}
 		item, err := h.store.Get(ctx, prefixSlot+name)
-		if err != nil {
+		if err != nil && !errors.Is(err, store.ErrDamaged) { // damaged is known
 			return nil, err
 		}
-		if item.Revision == 0 {
+		if err == nil && item.Revision == 0 {
 			bad = append(bad, name)
 		}
 	}

@@ -68,6 +68,7 @@ type Head struct {
 	working  chan struct{} // a token for each request that does public-key work
 	seen     *sightings
 	refusals *throttle
+	writable probe
 }
 
 // Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised.

@@ -44,7 +44,7 @@ var ErrPlan = errors.New("cannot make this cluster")
 
 var (
 	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	hostName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?$`)
+	hostName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 )
 
 // Check fills in what p leaves open and reports ErrPlan.
@@ -60,6 +60,9 @@ func (p *Plan) Check() error {
 	}
 	if len(p.Hosts) == 0 {
 		return fmt.Errorf("%w: no host name or address for the head", ErrPlan)
+	}
+	if len(p.Hosts[0]) > maxNodeName {
+		return fmt.Errorf("%w: the first host, %q, is longer than the %d characters of a common name", ErrPlan, p.Hosts[0], maxNodeName)
 	}
 	for _, host := range p.Hosts {
 		if net.ParseIP(host) == nil && !hostName.MatchString(host) {

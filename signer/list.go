@@ -2,7 +2,9 @@ package signer
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"iter"
+	"strings"
 	"time"
 
 	"muster/internal/wire"
@@ -60,56 +62,58 @@ type ListRequest struct {
 	Whole bool     `json:"whole,omitempty"`
 }
 
-// adminList streams a NodeView for each node that was asked for. Every id must be known.
-func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any, error) {
-	now := h.now()
-	send := func(item store.Item) (bool, error) {
-		s, err := parse[slot](item)
-		if err != nil {
-			return false, err
-		}
-		if req.State != "" && s.state(now) != req.State {
-			return false, nil
-		}
-		return true, out.item(s.view(now, req.Whole))
-	}
-	if len(req.IDs) > 0 {
-		return h.listNamed(ctx, req.IDs, send)
-	}
-	n := 0
-	for item, err := range h.store.List(ctx, prefixSlot) {
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", item.Key, err)
-		}
-		sent, err := send(item)
-		if err != nil {
-			return nil, err
-		}
-		if sent {
-			n++
-		}
-	}
-	return n, nil
+// Listed ends a listing.
+type Listed struct {
+	Count   int    `json:"count"`
+	Damaged string `json:"damaged,omitempty"` // nodes whose record cannot be read, folded
 }
 
-func (h *Head) listNamed(ctx context.Context, ids []string, send func(store.Item) (bool, error)) (any, error) {
-	names, err := h.resolve(ctx, ids, false, false)
-	if err != nil {
-		return nil, err
-	}
-	n := 0
-	for _, name := range names {
-		item, err := h.store.Get(ctx, prefixSlot+name)
-		if err != nil {
+// adminList streams a NodeView for each node that was asked for. Every id must be known. A damaged
+// record is named at the end, and keeps none of the others back (I8).
+func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any, error) {
+	now := h.now()
+	var done Listed
+	var damaged []string
+	for item, err := range h.asked(ctx, req.IDs) {
+		var s *slot
+		if err == nil {
+			s, err = parse[slot](item)
+		}
+		switch {
+		case errors.Is(err, store.ErrDamaged):
+			damaged = append(damaged, strings.TrimPrefix(item.Key, prefixSlot))
+			continue
+		case err != nil:
+			return nil, err
+		case req.State != "" && s.state(now) != req.State:
+			continue
+		}
+		done.Count++
+		if err := out.item(s.view(now, req.Whole)); err != nil {
 			return nil, err
 		}
-		sent, err := send(item)
+	}
+	done.Damaged = fold(damaged)
+	return done, nil
+}
+
+// asked yields the records of the nodes that ids name, or all; a damaged one with its key alone.
+func (h *Head) asked(ctx context.Context, ids []string) iter.Seq2[store.Item, error] {
+	if len(ids) == 0 {
+		return h.store.List(ctx, prefixSlot)
+	}
+	return func(yield func(store.Item, error) bool) {
+		names, err := h.resolve(ctx, ids, false, false)
 		if err != nil {
-			return nil, err
+			yield(store.Item{}, err)
+			return
 		}
-		if sent {
-			n++
+		for _, name := range names {
+			item, err := h.store.Get(ctx, prefixSlot+name)
+			item.Key = prefixSlot + name
+			if !yield(item, err) {
+				return
+			}
 		}
 	}
-	return n, nil
 }

@@ -1,9 +1,12 @@
 package signer
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
+	"time"
 
 	"muster/signer/store"
 )
@@ -34,14 +37,34 @@ func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, string(no.reason), http.StatusServiceUnavailable)
 		return
 	}
-	// Guards alone write nothing, but find out whether the store would.
-	item, err := h.store.Get(r.Context(), keyCluster)
-	if err == nil {
-		err = h.store.Commit(r.Context(), store.Tx{Guards: []store.Guard{item.Guard()}})
-	}
-	if err != nil {
+	if err := h.writable.check(h.now(), func() error { return h.tryStore(r.Context()) }); err != nil {
 		http.Error(w, string(whyStore), http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ready")
+}
+
+// tryStore finds out whether the store takes commits: guards alone write nothing.
+func (h *Head) tryStore(ctx context.Context) error {
+	item, err := h.store.Get(ctx, keyCluster)
+	if err != nil {
+		return err
+	}
+	return h.store.Commit(ctx, store.Tx{Guards: []store.Guard{item.Guard()}})
+}
+
+// probe remembers a finding for a second, so that strangers who ask do not crowd out commits.
+type probe struct {
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+func (p *probe) check(now time.Time, look func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if age := now.Sub(p.at); age < 0 || age >= time.Second {
+		p.at, p.err = now, look()
+	}
+	return p.err
 }

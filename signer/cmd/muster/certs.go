@@ -70,7 +70,7 @@ func completeNodes(cmd *cobra.Command, _ []string, toComplete string) ([]string,
 	e.socket, _ = cmd.Flags().GetString("socket")
 	before := toComplete[:strings.LastIndexByte(toComplete, ',')+1]
 	var names []string
-	call[int](cmd.Context(), e, signer.AdminList, signer.ListRequest{}, func(f signer.Frame) error {
+	call[signer.Listed](cmd.Context(), e, signer.AdminList, signer.ListRequest{}, func(f signer.Frame) error {
 		var v signer.NodeView
 		if json.Unmarshal(f.Item, &v) == nil && strings.HasPrefix(before+v.Node, toComplete) {
 			names = append(names, before+v.Node)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -99,18 +101,11 @@ func (e *env) listCommand() *cobra.Command {
 			if state != "" && !slices.Contains(stateNames(), state) {
 				return fail(exitUsage, "", "--state %s is none of %s", state, strings.Join(stateNames(), ", "))
 			}
-			nodes := []signer.NodeView{}
-			req := signer.ListRequest{IDs: which.ids, State: signer.State(state)}
-			_, err := call[int](cmd.Context(), e, signer.AdminList, req, func(f signer.Frame) error {
-				var v signer.NodeView
-				err := json.Unmarshal(f.Item, &v)
-				nodes = append(nodes, v)
-				return err
-			})
+			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, State: signer.State(state)})
 			if err != nil {
 				return err
 			}
-			return e.printNodes(nodes, format)
+			return errors.Join(e.printNodes(nodes, format), damaged)
 		},
 	}
 	which.flags(c, false)
@@ -137,28 +132,37 @@ func (e *env) showCommand() *cobra.Command {
 			if len(which.ids) == 0 {
 				return fail(exitUsage, "muster certs show -i n0", "say which nodes")
 			}
-			nodes := []signer.NodeView{}
-			_, err := call[int](cmd.Context(), e, signer.AdminList, signer.ListRequest{IDs: which.ids, Whole: true}, func(f signer.Frame) error {
-				var v signer.NodeView
-				err := json.Unmarshal(f.Item, &v)
-				nodes = append(nodes, v)
-				return err
-			})
+			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, Whole: true})
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return e.printJSON(listing{certsSchema, each(nodes, wholeOf)})
+				return errors.Join(e.printJSON(listing{certsSchema, each(nodes, wholeOf)}), damaged)
 			}
 			for _, v := range nodes {
 				e.printNode(v)
 			}
-			return nil
+			return damaged
 		},
 	}
 	which.flags(c, false)
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
+}
+
+// records asks for the nodes' records. Those that cannot be read are in damaged, to be told when the
+// others have been.
+func (e *env) records(ctx context.Context, req signer.ListRequest) (nodes []signer.NodeView, damaged, err error) {
+	done, err := call[signer.Listed](ctx, e, signer.AdminList, req, func(f signer.Frame) error {
+		var v signer.NodeView
+		err := json.Unmarshal(f.Item, &v)
+		nodes = append(nodes, v)
+		return err
+	})
+	if err == nil && done.Damaged != "" {
+		damaged = fail(exitPartly, "these nodes are refused until the store is restored; look at the disk", "damaged records: %s", done.Damaged)
+	}
+	return nodes, damaged, err
 }
 
 func (e *env) printNodes(nodes []signer.NodeView, format string) error {
