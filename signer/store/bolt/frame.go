@@ -43,15 +43,14 @@ func unframe(bucket string, key, record []byte) (value []byte, revision uint64, 
 
 // checksum is over fixed-width lengths before their contents: no two records give the same bytes.
 func checksum(bucket string, key []byte, revision uint64, value []byte) (sum [checksumLen]byte) {
-	b := make([]byte, 0, 64+len(key)+len(value))
-	b = append(b, frameV1, byte(len(bucket)))
+	h := sha256.New()
+	b := append(make([]byte, 0, 64), frameV1, byte(len(bucket)))
 	b = append(b, bucket...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(key)))
-	b = append(b, key...)
-	b = binary.BigEndian.AppendUint64(b, revision)
-	b = append(b, value...)
-	full := sha256.Sum256(b)
-	copy(sum[:], full[:])
+	h.Write(binary.BigEndian.AppendUint32(b, uint32(len(key))))
+	h.Write(key)
+	h.Write(binary.BigEndian.AppendUint64(b[:0], revision))
+	h.Write(value)
+	copy(sum[:], h.Sum(b[:0]))
 	return sum
 }
 
