@@ -32,7 +32,8 @@ type Changed struct {
 	Count     int       `json:"count"`
 	New       string    `json:"new,omitempty"`      // had no record
 	Opened    string    `json:"opened,omitempty"`   // had one, and a new grant now
-	Extended  string    `json:"extended,omitempty"` // had an open grant
+	Extended  string    `json:"extended,omitempty"` // had an open grant, which stays open longer now
+	Kept      string    `json:"kept,omitempty"`     // had an open grant, which stays open as long as before
 	Closed    string    `json:"closed,omitempty"`   // by disable
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
@@ -67,15 +68,15 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 		}
 	}
 	now := h.now()
-	until := now.Add(req.For)
+	var last time.Time
 	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		e, err := h.enable(ctx, item, req, now)
 		if err == nil {
-			until = later(until, e.slot.Grant.Until)
+			last = later(last, e.slot.Grant.Until)
 		}
 		return e, err
 	})
-	result.Until = until.UTC().Truncate(time.Second)
+	result.Until = last.UTC().Truncate(time.Second)
 	return result, err
 }
 
@@ -124,8 +125,11 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		ek = s.EK
 	}
 	if req.Level == wire.Pinned && !(s.Pinned && s.EK == ek) && req.EK == "" {
-		return nil, owner, adminError(KindPolicy, "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --level pinned --ek SHA256",
-			"no EK of %s is recorded, so nothing could reach level pinned", name)
+		hint, known := "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --ek SHA256", ""
+		if s.EK != "" {
+			hint, known = "if that TPM is the right one: muster certs enable -i "+name+" --ek "+s.EK, "; the one that it has was taken on first use"
+		}
+		return nil, owner, adminError(KindPolicy, hint, "no EK of %s was recorded by you, so nothing could reach level pinned%s", name, known)
 	}
 	if req.EK == "" {
 		return s, owner, nil
@@ -158,6 +162,9 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if s.open(now) {
 		e.what = extended
 		g := *s.Grant
+		if !until.After(g.Until) {
+			e.what = kept // a window is never made shorter; disable closes it
+		}
 		g.Until = later(g.Until, until)
 		s.Grant = &g
 	} else {
@@ -226,6 +233,7 @@ const (
 	madeNew
 	opened
 	extended
+	kept
 	closed
 )
 
@@ -282,7 +290,7 @@ func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.I
 func changed(names []string, did map[outcome][]string) *Changed {
 	return &Changed{
 		Schema: "muster.changed/v1", Nodes: fold(names), Count: len(names),
-		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]),
+		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]), Kept: fold(did[kept]),
 		Closed: fold(did[closed]), Unchanged: fold(did[unchanged]),
 	}
 }
@@ -330,7 +338,7 @@ func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]s
 		}
 	}
 	if len(bad) > 0 {
-		return nil, adminError(KindNone, "muster certs list", "unknown: %s", fold(bad))
+		return nil, adminError(KindNone, "muster certs list", "no such node: %s", fold(bad))
 	}
 	return names, nil
 }

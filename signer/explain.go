@@ -63,7 +63,7 @@ func explainUnknown(name string, last *sighting) (sentence, hint string) {
 	if last == nil {
 		return name + " was never seen and never enabled", enable
 	}
-	return fmt.Sprintf("%s asked %s%s and is not known", name, times(last.Count), from(last)), enable
+	return fmt.Sprintf("%s asked %s%s, and is not known", name, times(last.Count), from(last)), enable
 }
 
 // explain is the one sentence about a node of the record. What it was refused for last comes
@@ -87,8 +87,11 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 	case StateExpired:
 		return fmt.Sprintf("the certificate of %s was over on %s", name, day(s.Cert.NotAfter)), "muster certs enable -i " + name
 	case StateOpen:
-		return fmt.Sprintf("%s may enrol until %s and has not asked since this head started", name, s.Grant.Until.Local().Format("Jan 2 15:04")),
-			"boot the node; on it: muster-agent doctor"
+		asked := "has not asked since this head started"
+		if last != nil {
+			asked = "has not asked since; it last did" + from(last)
+		}
+		return fmt.Sprintf("%s may enrol until %s, and %s", name, day(s.Grant.Until), asked), "boot the node; on it: muster-agent doctor"
 	}
 	if s.Disabled {
 		return name + " was disabled", "muster certs enable -i " + name
@@ -108,12 +111,12 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		if s.open(now) {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s asked %s%s and was refused: %s", name, times(last.Count), from(last), last.Detail), enable, true
+		return fmt.Sprintf("%s asked %s%s, and was refused: %s", name, times(last.Count), from(last), last.Detail), enable, true
 	case whyLevel:
 		return fmt.Sprintf("%s asked%s with the EK %s, which is not recorded, and the grant asks for more", name, from(last), last.EK),
 			enable + " --level pinned --ek " + last.EK, true
 	case whyOtherTPM:
-		return fmt.Sprintf("another TPM (EK %s) asked %s%s to be %s, which is bound to the EK %s",
+		return fmt.Sprintf("another TPM (EK %s) asked %s%s, to be %s, which is bound to the EK %s",
 			last.EK, times(last.Count), from(last), name, s.EK), "muster certs show -i " + name, true
 	case whyOtherKey:
 		if s.open(now) {

@@ -65,11 +65,17 @@ func (p *Plan) Check() error {
 		return fmt.Errorf("%w: the first host, %q, is longer than the %d characters of a common name", ErrPlan, p.Hosts[0], maxNodeName)
 	}
 	for _, host := range p.Hosts {
-		if net.ParseIP(host) == nil && !hostName.MatchString(host) {
+		if net.ParseIP(host) == nil && (!hostName.MatchString(host) || looksLikeIP(host)) {
 			return fmt.Errorf("%w: host %q is neither a DNS name nor an IP address", ErrPlan, host)
 		}
 	}
 	return nil
+}
+
+// looksLikeIP: no top-level domain is a number, so that 10.0.0.999 is a slip of the hand.
+func looksLikeIP(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	return last != host && strings.Trim(last, "0123456789") == ""
 }
 
 // trustDomain is a fully qualified name, since RFC 5280, 4.2.1.6, wants one in a certificate's URI;

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,18 +45,16 @@ func (c *choice) flags(cmd *cobra.Command, withAll bool) {
 // with adds the nodes named without -i. Where all of them are files, the shell has most likely
 // read n[0-9] as a pattern.
 func (c *choice) with(args []string) error {
-	if len(args) > 1 {
-		files := 0
-		for _, a := range args {
-			if _, err := os.Lstat(a); err == nil {
-				files++
-			}
-		}
-		if files == len(args) {
-			return fail(exitUsage, "quote the set: -i 'n[0-99]'", "the shell took the nodes for the file names %s", strings.Join(args, " "))
+	c.ids = append(c.ids, args...)
+	files := 0
+	for _, a := range c.ids {
+		if _, err := os.Lstat(a); err == nil {
+			files++
 		}
 	}
-	c.ids = append(c.ids, args...)
+	if len(args) > 0 && len(c.ids) > 1 && files == len(c.ids) {
+		return fail(exitUsage, "quote the set: -i 'n[0-99]'", "the shell took the nodes for the file names %s", strings.Join(c.ids, " "))
+	}
 	for _, id := range c.ids {
 		if strings.TrimSpace(id) == "" {
 			return fail(exitUsage, "is a shell variable empty? -i 'n[0-99]' for some, -a for all", "no nodes are named")
@@ -89,8 +88,9 @@ func (e *env) enableCommand() *cobra.Command {
 		Use:   "enable -i NODES",
 		Short: "Let nodes enrol, once each, until the window closes",
 		Long: `enable opens a grant for each node: within the window, one TPM may prove itself and get
-one certificate for one key. Enabling again extends a window. A node that has a
-certificate already may use the grant for a new key of the same TPM.
+one certificate for one key. Enabling again may extend a window, never shorten it: disable
+closes it. A node that has a certificate already may use the grant for a new key of the same
+TPM. What --dns and --ip say goes into the next certificate that is made.
 
 Levels: pinned, the TPM's EK is recorded with --ek; tofu, the first TPM seen in the
 window, which is trust on first use and proves no genuine TPM.`,
@@ -124,7 +124,8 @@ window, which is trust on first use and proves no genuine TPM.`,
 	}
 	which.flags(c, true)
 	f := c.Flags()
-	f.DurationVar(&req.For, "for", time.Hour, "how long the window stays open")
+	req.For = time.Hour
+	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d; at most 30d")
 	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu or pinned (default tofu, or what an open grant asks for)")
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
@@ -135,17 +136,37 @@ window, which is trust on first use and proves no genuine TPM.`,
 }
 
 func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
-	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", nodes(d.Count), d.Until.Local().Format("15:04 on Jan 2"), d.Nodes)
+	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", nodes(d.Count), d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
 	if req.Level != "" {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
 	for _, line := range []struct{ what, nodes string }{
-		{"new", d.New}, {"opened", d.Opened}, {"extended", d.Extended},
+		{"new", d.New}, {"opened", d.Opened}, {"extended", d.Extended}, {"kept", d.Kept},
 	} {
 		if line.nodes != "" {
 			fmt.Fprintf(e.out, "  %-9s %s\n", line.what, line.nodes)
 		}
 	}
+}
+
+// window is a duration that may be in days.
+type window time.Duration
+
+func (w *window) String() string { return strings.TrimSuffix(time.Duration(*w).String(), "0m0s") }
+func (w *window) Type() string   { return "duration" }
+
+func (w *window) Set(text string) error {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return fmt.Errorf("%q is not a number of days", text)
+		}
+		*w = window(time.Duration(n) * 24 * time.Hour)
+		return nil
+	}
+	d, err := time.ParseDuration(text)
+	*w = window(d)
+	return err
 }
 
 func nodes(n int) string {

@@ -30,6 +30,9 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 		return nil, err
 	}
 	resp, err := client.Do(hr)
+	if ctx.Err() != nil {
+		return nil, interrupted()
+	}
 	if err != nil {
 		return nil, unreachable(e.socket, err)
 	}
@@ -38,6 +41,9 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 	for {
 		var f signer.Frame
 		if err := dec.Decode(&f); err != nil {
+			if ctx.Err() != nil {
+				return nil, interrupted()
+			}
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -55,6 +61,10 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 			}
 		}
 	}
+}
+
+func interrupted() error {
+	return fail(exitInterrupted, "muster certs list shows what took effect", "interrupted")
 }
 
 func unreachable(socket string, err error) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
@@ -77,6 +78,12 @@ func allFlags(root *cobra.Command) map[string]bool {
 	}
 	delete(names, "config")
 	return names
+}
+
+// shortHostname names a cluster for which no better name was given.
+func shortHostname() string {
+	name, _, _ := strings.Cut(hostname(), ".")
+	return name
 }
 
 func hostname() string {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -56,7 +57,7 @@ cluster; a run that was cut short can simply be repeated.`,
 	}
 	f := c.Flags()
 	f.StringVar(&dir, "dir", defaultDir, "state `directory`")
-	f.StringVar(&plan.Cluster, "cluster", "cluster", "the cluster's `name`, as certificates show it")
+	f.StringVar(&plan.Cluster, "cluster", shortHostname(), "the cluster's `name`, as certificates show it for ever")
 	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain`, fully qualified (default: CLUSTER.internal)")
 	f.StringSliceVar(&plan.Hosts, "host", nil, "`names` and addresses under which nodes reach this head (default: its own)")
 	f.BoolVar(&asJSON, "json", false, "print the pin and the CA certificate as JSON")
@@ -73,7 +74,7 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 	}
 	defer unlock()
 	if _, err := os.Lstat(filepath.Join(dir, storeFile)); err == nil {
-		return nil, fail(exitPolicy, "muster serve --dir "+dir, "%s has a cluster already; init never replaces one", dir)
+		return nil, fail(exitPolicy, "muster serve --dir "+quoted(dir), "%s has a cluster already; init never replaces one", dir)
 	}
 	path := filepath.Join(dir, unborn)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -115,7 +116,7 @@ func lockDir(dir string) (unlock func(), err error) {
 func (e *env) welcome(dir string, plan signer.Plan, made *signer.Made) {
 	serve := "muster serve"
 	if dir != defaultDir {
-		serve += " --dir " + dir
+		serve += " --dir " + quoted(dir)
 	}
 	fmt.Fprintf(e.out, `cluster %s made in %s
 pin     %s
@@ -157,13 +158,15 @@ func openStore(dir string) (*bolt.Store, error) {
 	st, err := bolt.Open(filepath.Join(dir, storeFile), time.Second)
 	switch {
 	case errors.Is(err, store.ErrAbsent):
-		return nil, fail(exitUsage, "muster init --dir "+dir, "no cluster in %s", dir)
+		return nil, fail(exitUsage, "muster init --dir "+quoted(dir), "no cluster in %s", dir)
 	case errors.Is(err, store.ErrLocked):
 		return nil, fail(exitFailed, "there may be one muster serve for each --dir", "%s is in use by another process", dir)
 	case errors.Is(err, store.ErrNewer):
 		return nil, fail(exitFailed, "install that version again", "%v", err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fail(exitFailed, "run as root", "%v", err)
 	case err != nil:
-		return nil, fail(exitUnreachable, "put back a copy of "+dir, "%v", err)
+		return nil, fail(exitUnreachable, "look at the disk; a copy of "+quoted(dir)+" may be put back, and every grant that was open in it closed", "%v", err)
 	}
 	return st, nil
 }

@@ -110,7 +110,7 @@ func (e *env) listCommand() *cobra.Command {
 	}
 	which.flags(c, false)
 	f := c.Flags()
-	f.StringVar(&state, "state", "", "only nodes in this `state`")
+	f.StringVar(&state, "state", "", "only nodes in this `state`: "+strings.Join(stateNames(), ", "))
 	f.StringVarP(&format, "output", "o", "table", "`format`: "+strings.Join(formats, ", "))
 	f.BoolVar(&asJSON, "json", false, "the same as -o json")
 	c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -264,7 +264,7 @@ func (e *env) printNode(v signer.NodeView) {
 	line("issued", strings.Trim(at(v.Issued), "-"))
 	line("expires", strings.Trim(at(v.Expires), "-"))
 	line("replaces", v.Old)
-	fmt.Fprintln(e.out, v.Cert)
+	fmt.Fprint(e.out, v.Cert)
 }
 
 func (e *env) printCSV(nodes []signer.NodeView) error {
@@ -377,7 +377,11 @@ func at(t time.Time) string {
 
 // in says how far away a moment is.
 func in(t, now time.Time) string {
-	switch left := t.Sub(now); {
+	left := t.Sub(now).Round(time.Second)
+	if left > time.Minute {
+		left = left.Round(time.Minute)
+	}
+	switch {
 	case t.IsZero():
 		return "-"
 	case left < 0:
@@ -389,6 +393,6 @@ func in(t, now time.Time) string {
 	case left < 48*time.Hour:
 		return fmt.Sprintf("in %dh %02dm", int(left.Hours()), int(left.Minutes())%60)
 	default:
-		return fmt.Sprintf("in %dd", int(left.Hours()/24))
+		return fmt.Sprintf("in %dd", int(left.Round(time.Hour).Hours()/24))
 	}
 }

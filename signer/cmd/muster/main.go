@@ -12,7 +12,7 @@
 // All but init and serve talk to the daemon over its admin socket (--socket).
 //
 // Exit status: 0 done; 1 failed; 2 usage or configuration; 3 partly done; 4 nothing matched; 5 head or
-// store unreachable; 6 refused by policy; 124 --wait over. An error is one line on standard error,
+// store unreachable; 6 refused by policy; 130 interrupted. An error is one line on standard error,
 // followed, where something can be done, by one that begins with "hint:".
 package main
 

@@ -22,6 +22,7 @@ const (
 	exitNone        = 4
 	exitUnreachable = 5
 	exitPolicy      = 6
+	exitInterrupted = 130 // as a shell has it for SIGINT
 )
 
 // failure is an error with its exit status and the way out.
@@ -44,12 +45,32 @@ type env struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	e := &env{out: stdout, err: stderr}
+	out := &output{Writer: stdout}
+	e := &env{out: out, err: stderr}
 	root := e.command()
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
-	return report(stderr, root.ExecuteContext(ctx))
+	err := root.ExecuteContext(ctx)
+	if err == nil && out.err != nil {
+		err = fail(exitFailed, "", "what was to be printed is cut short: %v", out.err)
+	}
+	return report(stderr, err)
+}
+
+// output remembers the first failure to write, so that what is written to a full disk is never
+// taken for whole.
+type output struct {
+	io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 func (e *env) command() *cobra.Command {
@@ -78,8 +99,23 @@ the administrator enabled and that proves itself with its TPM.
 	})
 	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "the daemon's admin `path`")
 	root.PersistentFlags().String("config", "", "configuration `file` (default /etc/muster/signer.toml, if it is there)")
-	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.whyCommand(), e.logCommand(), e.caCommand())
+	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand())
 	return root
+}
+
+func (e *env) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: noArgs,
+		Run: func(*cobra.Command, []string) { fmt.Fprintf(e.out, "muster %s\n", version) },
+	}
+}
+
+// quoted makes a path fit to be pasted into a shell.
+func quoted(path string) string {
+	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:@%") == "" {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // report prints what went wrong, and returns the exit status.
@@ -135,6 +171,9 @@ func noArgs(c *cobra.Command, args []string) error {
 }
 
 func isTerminal(w io.Writer) bool {
+	if o, ok := w.(*output); ok {
+		w = o.Writer
+	}
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

@@ -44,13 +44,16 @@ Sockets may come from systemd: FileDescriptorName node, public and admin.`,
 	f.StringVar(&o.listen, "listen", ":8443", "`address` for nodes (HTTPS)")
 	f.StringVar(&o.public, "public", ":8080", "`address` for the CRL and health checks (HTTP); empty for none")
 	f.StringVar(&o.publicURL, "public-url", "", "`URL` of the public listener, as certificates name it (default: from init's first --host)")
-	f.IntVar(&o.limits.PerAddress, "per-address", 0, "connections from one address at once (default 256)")
-	f.IntVar(&o.limits.Total, "connections", 0, "connections in all at once (default 8192)")
+	f.IntVar(&o.limits.PerAddress, "per-address", 0, "connections from one address at once; 0 is 256")
+	f.IntVar(&o.limits.Total, "connections", 0, "connections in all at once; 0 is 8192")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log refusals of strangers too")
 	return c
 }
 
 func (e *env) serve(ctx context.Context, o serveOptions) error {
+	if o.limits.PerAddress < 0 || o.limits.Total < 0 {
+		return fail(exitUsage, "muster serve --help", "--per-address and --connections are numbers of connections, and not negative")
+	}
 	keepSecret()
 	level := slog.LevelInfo
 	if o.verbose {
@@ -71,7 +74,7 @@ func (e *env) serve(ctx context.Context, o serveOptions) error {
 	})
 	if err != nil {
 		if errors.Is(err, signer.ErrNotInitialised) {
-			return fail(exitUsage, "muster init --dir "+o.dir, "%v", err)
+			return fail(exitUsage, "muster init --dir "+quoted(o.dir), "%v", err)
 		}
 		if errors.Is(err, signer.ErrPublicURL) {
 			return fail(exitUsage, "muster serve --public-url http://HOST:8080", "--public-url: %v", err)
