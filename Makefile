@@ -19,6 +19,8 @@ COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BUILD       = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
 	-ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.committed=$(COMMITTED)'
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Prints a line for each package, what failed, and what was left out and why.
+TESTSUM     = $(GO) run gotest.tools/gotestsum@v1.13.0 --format pkgname --no-color
 PROGRAMS    = ./signer/cmd/muster ./agent/cmd/muster-agent
 PORTS       = arm64 ppc64le
 
@@ -35,7 +37,7 @@ deps:
 	@.ci/deps test
 
 test: deps check build $(PORTS)
-	$(GO) test -race -count=1 -timeout 30m ./...
+	$(TESTSUM) -- -race -count=1 -timeout 30m ./...
 
 demo: build
 	@.ci/deps demo
