@@ -11,6 +11,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -72,10 +73,10 @@ func (a *Agent) initramfs() bool {
 	return err == nil
 }
 
-// tpmError is the outcome of a TPM that did not do what was asked.
+// tpmError is the outcome of a TPM that did not do what was asked; an interruption stays one.
 func tpmError(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
 	}
 	sentence, hint := tpm.Explain(err)
 	if sentence == "" {

@@ -33,8 +33,8 @@ type machine struct {
 	counts *testtpm.Counter
 }
 
-func newMachine(t *testing.T, h *fakeHead) *machine {
-	m := &machine{t: t, tpm: testtpm.Start(t), config: testConfig(t, "", "")}
+func newMachine(t *testing.T, h *fakeHead, options ...testtpm.Option) *machine {
+	m := &machine{t: t, tpm: testtpm.Start(t, options...), config: testConfig(t, "", "")}
 	m.config.Head, m.config.CA, m.config.Node, m.config.Wait = h.url.String(), h.ca.pin().String(), "n0", "0"
 	m.config.Log = slog.New(slog.NewTextHandler(&m.log, nil))
 	return m

@@ -45,7 +45,7 @@
 //	0    done
 //	1    get: the answer is not 2xx; doctor: something is wrong; cert: there is none
 //	69   no usable TPM
-//	75   try again: no head in reach, or busy; not enabled or pending, and --wait is over
+//	75   try again: no head in reach, or busy; not enabled or pending, and --wait is over; interrupted
 //	77   refused or revoked
 //	78   configuration or usage
 package main

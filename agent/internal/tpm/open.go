@@ -47,6 +47,9 @@ type Device struct {
 	tpm  transport.TPM
 	link io.Closer // nil for a transport that the caller closes
 
+	signing sync.RWMutex // held by Sign for reading, by Close for good
+	closed  bool
+
 	mu         sync.Mutex
 	persistent []uint32 // cache of the persistent handles; see handles.go
 	listed     bool
@@ -60,8 +63,8 @@ type Device struct {
 
 // Open opens the TPM that spec names in the spelling of tpm2-tools: "device:PATH",
 // "swtpm:path=SOCKET" or "swtpm:host=HOST,port=PORT"; the empty string is [DefaultSpec]. It sends no
-// command. The context ends waiting at a socket, and between commands, for as long as the Device is
-// in use. Errors: [ErrSpec], [ErrNoTPM], else what the operating system said.
+// command. At the context's end no other command is started but those that flush what is loaded; the
+// one under way is finished, for which a TPM at a socket has ten seconds. Errors: [ErrSpec], [ErrNoTPM], else what the operating system said.
 func Open(ctx context.Context, spec string) (*Device, error) {
 	if spec == "" {
 		spec = DefaultSpec
@@ -91,8 +94,12 @@ func newDevice(ctx context.Context, t transport.TPM, link io.Closer, startup boo
 	}
 }
 
-// Close flushes what is still loaded and closes the connection.
+// Close waits for signatures under way, flushes what is still loaded and closes the connection.
 func (d *Device) Close() error {
+	// An HTTP client that was interrupted leaves its handshake, and the signature in it, behind.
+	d.signing.Lock()
+	d.closed = d.link != nil
+	d.signing.Unlock()
 	for _, h := range slices.Clone(d.loaded) {
 		d.flush(h)
 	}
@@ -134,20 +141,14 @@ func openDevice(ctx context.Context, path string) (*Device, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open %s: %w: not a device", path, ErrNoTPM)
 	}
-	l := &device{ctx: ctx, fd: fd}
+	l := &device{fd: fd}
 	return newDevice(ctx, l, l, false), nil
 }
 
 // device is /dev/tpm0 or /dev/tpmrm0. One write is one command and one read is its whole answer.
-type device struct {
-	ctx context.Context
-	fd  int
-}
+type device struct{ fd int }
 
 func (l *device) Send(command []byte) ([]byte, error) {
-	if err := l.ctx.Err(); err != nil {
-		return nil, err
-	}
 	if err := retryEINTR(func() error { _, err := unix.Write(l.fd, command); return err }); err != nil {
 		return nil, fmt.Errorf("write to the TPM: %w", err)
 	}
@@ -183,8 +184,8 @@ func openSocket(ctx context.Context, rest string) (*Device, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %v", ErrNoTPM, err)
 	}
-	l := &socket{conn: conn}
-	l.release = context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	l := &socket{ctx: ctx, conn: conn}
+	l.release = context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now().Add(graceLimit)) })
 	return newDevice(ctx, l, l, true), nil
 }
 
@@ -216,6 +217,7 @@ func parseSocket(rest string) (network, address string, err error) {
 
 // socket is swtpm's data channel: commands and responses without further framing.
 type socket struct {
+	ctx     context.Context
 	conn    net.Conn
 	release func() bool
 	err     error // once a response was lost, no later one can be told from it
@@ -226,6 +228,9 @@ func (l *socket) Send(command []byte) ([]byte, error) {
 		return nil, l.err
 	}
 	response, err := l.exchange(command)
+	if err != nil && l.ctx.Err() != nil {
+		err = l.ctx.Err() // its grace is over
+	}
 	if err != nil {
 		l.err = fmt.Errorf("swtpm: %w", err)
 		return nil, l.err

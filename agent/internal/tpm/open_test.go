@@ -119,7 +119,9 @@ func impatient(next transport.TPM) (*Device, *time.Duration) {
 	return d, slept
 }
 
+// TestContextEndsWaiting: at a TPM that does not finish its command it takes the ten seconds of grace.
 func TestContextEndsWaiting(t *testing.T) {
+	t.Parallel()
 	done := make(chan struct{})
 	defer close(done)
 	spec, closer, err := testtpm.Serve(testtpm.Inject(nil, testtpm.Fault{At: 1, Answer: testtpm.Stall(done)}), filepath.Join(t.TempDir(), "s"))
@@ -156,7 +158,7 @@ func TestSocketProtocol(t *testing.T) {
 			server.Write(answer)
 			server.Close()
 		}()
-		l := &socket{conn: client, release: func() bool { return true }}
+		l := &socket{ctx: context.Background(), conn: client, release: func() bool { return true }}
 		d := newDevice(context.Background(), l, l, true)
 		_, err := d.Properties()
 		if want := map[string]error{"too large": ErrProtocol, "too small": ErrProtocol, "tag": ErrProtocol, "TPM 1.2": ErrTPM12}[name]; err == nil || want != nil && !errors.Is(err, want) {
@@ -221,7 +223,7 @@ func TestDeviceLink(t *testing.T) {
 		}
 	}()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &device{ctx: ctx, fd: fds[0]}
+	l := &device{fd: fds[0]}
 	d := newDevice(ctx, l, l, false)
 	signs(t, nodeKey(t, d, template.P256))
 	cancel()
@@ -243,7 +245,7 @@ func TestLostAnswer(t *testing.T) {
 			server.Write(answer)
 		}
 	}()
-	l := &socket{conn: client}
+	l := &socket{ctx: context.Background(), conn: client}
 	for range 2 {
 		if response, err := l.Send(make([]byte, 12)); !errors.Is(err, ErrProtocol) {
 			t.Errorf("Send = %x, %v", response, err)

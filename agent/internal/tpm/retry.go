@@ -18,6 +18,10 @@ const (
 	firstPause = 2 * time.Millisecond
 	maxPause   = 500 * time.Millisecond
 	retryLimit = 60 * time.Second // chips have been seen to test themselves for seconds
+
+	// graceLimit is how long a TPM may take, once the context has ended, to finish the command under
+	// way and to flush what was loaded.
+	graceLimit = 10 * time.Second
 )
 
 // retrier sends one command at a time, and again while the TPM only asks for patience. go-tpm
@@ -31,11 +35,25 @@ type retrier struct {
 }
 
 // Send returns the last response, TPM_RC_RETRY and its like included, when a minute was not enough.
+//
+// The end of the context keeps a command from being started, and ends no command that the TPM works
+// on: its answer may be the handle of a new object, which stays in a TPM without a resource manager
+// until it is flushed. So TPM2_FlushContext is sent at any time.
 func (r *retrier) Send(command []byte) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ctx, limit := r.ctx, retryLimit
+	if isFlush(command) {
+		ctx = context.WithoutCancel(ctx)
+		if r.ctx.Err() != nil {
+			limit = graceLimit
+		}
+	}
 	waited := time.Duration(0)
 	for wait := firstPause; ; wait = min(2*wait, maxPause) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		response, rc, err := r.once(command)
 		if err != nil {
 			return nil, err
@@ -47,14 +65,18 @@ func (r *retrier) Send(command []byte) ([]byte, error) {
 			}
 			continue
 		}
-		if !patience(rc) || waited >= retryLimit {
+		if !patience(rc) || waited >= limit {
 			return response, nil
 		}
-		if err := r.pause(r.ctx, wait); err != nil {
+		if err := r.pause(ctx, wait); err != nil {
 			return nil, err
 		}
 		waited += wait
 	}
+}
+
+func isFlush(command []byte) bool {
+	return len(command) >= headerSize && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCFlushContext
 }
 
 func (r *retrier) once(command []byte) ([]byte, tpm2.TPMRC, error) {

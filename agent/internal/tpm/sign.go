@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"os"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -21,6 +22,11 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	scheme, err := k.scheme(digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("sign: %v", err)
+	}
+	k.dev.signing.RLock()
+	defer k.dev.signing.RUnlock()
+	if k.dev.closed {
+		return nil, fmt.Errorf("sign: %w", os.ErrClosed)
 	}
 	handle, err := k.loaded()
 	if err != nil {
