@@ -107,6 +107,28 @@ func (d *doctor) lookTPM() finding {
 	case p.OwnerAuth:
 		return warn("clear it: tpm2_changeauth -c owner -p PASSWORD", "%s: its owner hierarchy has a password, so that nothing can be kept in it", text)
 	}
+	return d.lookLeftOvers(text)
+}
+
+// lookLeftOvers counts what some program has left in a TPM that has room for three of each.
+func (d *doctor) lookLeftOvers(text string) finding {
+	if !d.tpm.Bare() {
+		return ok("%s", text)
+	}
+	h, err := d.tpm.Handles()
+	if err != nil {
+		return failed(tpmError(err))
+	}
+	var what, how []string
+	if n := len(h.Transient); n > 0 {
+		what, how = append(what, fmt.Sprintf("objects: %d", n)), append(how, "tpm2_flushcontext -t")
+	}
+	if n := len(h.Sessions); n > 0 {
+		what, how = append(what, fmt.Sprintf("sessions: %d", n)), append(how, "tpm2_flushcontext -l")
+	}
+	if len(what) > 0 {
+		return warn(strings.Join(how, "; "), "%s; some program has left things loaded (%s)", text, strings.Join(what, ", "))
+	}
 	return ok("%s", text)
 }
 

@@ -16,6 +16,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,6 +47,7 @@ var (
 type Device struct {
 	tpm  transport.TPM
 	link io.Closer // nil for a transport that the caller closes
+	bare bool      // without a resource manager: see Bare
 
 	signing sync.RWMutex // held by Sign for reading, by Close for good
 	closed  bool
@@ -91,8 +93,13 @@ func newDevice(ctx context.Context, t transport.TPM, link io.Closer, startup boo
 		slots: DefaultSlots,
 		nv:    map[uint32]nvState{},
 		keep:  -1,
+		bare:  true,
 	}
 }
+
+// Bare says that no resource manager of the kernel's is before the TPM: what some program leaves
+// loaded takes room from every other one.
+func (d *Device) Bare() bool { return d.bare }
 
 // Close waits for signatures under way, flushes what is still loaded and closes the connection.
 func (d *Device) Close() error {
@@ -142,7 +149,9 @@ func openDevice(ctx context.Context, path string) (*Device, error) {
 		return nil, fmt.Errorf("open %s: %w: not a device", path, ErrNoTPM)
 	}
 	l := &device{fd: fd}
-	return newDevice(ctx, l, l, false), nil
+	d := newDevice(ctx, l, l, false)
+	d.bare = !strings.HasPrefix(filepath.Base(path), "tpmrm")
+	return d, nil
 }
 
 // device is /dev/tpm0 or /dev/tpmrm0. One write is one command and one read is its whole answer.
