@@ -196,7 +196,8 @@ func (b *boot) lateError(l *late) error {
 	node := hintName(b.name)
 	switch e.Code {
 	case wire.NotEnabled:
-		return tryAgain("on the head: muster certs enable -i "+node, "%s is not enabled on the head (waited %v)", node, b.wait)
+		// Or the name is another TPM's, which the head tells nobody but its administrator.
+		return tryAgain(fmt.Sprintf("on the head: muster why %s (if it never was enabled: muster certs enable -i %s)", node, node), "%s is not enabled on the head (waited %v)", node, b.wait)
 	case wire.Pending:
 		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval on the head (waited %v)", node, b.wait)
 	}

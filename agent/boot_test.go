@@ -124,7 +124,7 @@ func (m *machine) did(cc tpm2.TPMCC) int {
 func TestFirstBoot(t *testing.T) {
 	h := newHead(t)
 	m := newMachine(t, h)
-	if text := m.fails(StatusTryAgain); !strings.Contains(text, "muster certs enable -i n0") {
+	if text := m.fails(StatusTryAgain); !strings.Contains(text, "hint: on the head: muster why n0 (if it never was enabled: muster certs enable -i n0)") {
 		t.Errorf("%s", text)
 	}
 	m.installed(false)

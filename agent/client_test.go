@@ -163,7 +163,7 @@ func TestWaitIsBounded(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	err = b.lateError(l)
-	if ExitStatus(err) != StatusTryAgain || !strings.Contains(Describe(err), "muster certs enable -i n0") {
+	if ExitStatus(err) != StatusTryAgain || !strings.Contains(Describe(err), "on the head: muster why n0 (") {
 		t.Errorf("%s", Describe(err))
 	}
 	ctx, cancel = context.WithCancel(context.Background())
