@@ -135,8 +135,8 @@ func (b *boot) finish(id *identity, at *contact, self *wire.Self) (string, error
 	if err := b.install(g); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s", id.node(),
-		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage()), nil
+	return fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s%s", id.node(),
+		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage(), disabledNote(self)), nil
 }
 
 // finishOffline installs from NV and the image alone.

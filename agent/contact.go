@@ -13,6 +13,17 @@ type contact struct {
 	verified *verified
 }
 
+// stateDisabled is the head's word for a node that may not enrol; a certificate that it has goes on.
+const stateDisabled = "disabled"
+
+// disabledNote ends the line of a run whose certificate is all that the head lets the node have.
+func disabledNote(self *wire.Self) string {
+	if self.State == stateDisabled {
+		return ", disabled on the head"
+	}
+	return ""
+}
+
 // self asks a head for the node's record over mTLS. The first use of a certificate closes its grant.
 // Every refusal is an answer here: nothing is gained by waiting for another.
 func (b *boot) self(ctx context.Context, id *identity) (*wire.Self, *contact, error) {

@@ -140,7 +140,7 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 		return "", err
 	}
 	g.status.State, g.status.Head = self.State, at.head
-	return line, b.install(g)
+	return line + disabledNote(self), b.install(g)
 }
 
 // enrollment is the state of the two legs.

@@ -25,21 +25,22 @@ import (
 // fakeHead decides as DESIGN §4 says, for one slot. The real one is tried in the system tests; this
 // one can also lie.
 type fakeHead struct {
-	t       *testing.T
-	ca      *ca
-	url     *url.URL
-	tcp     *server
-	mu      sync.Mutex
-	enabled bool
-	key     []byte // SPKI of the bound key
-	cert    *x509.Certificate
-	active  bool
-	barred  map[string]bool // by SPKI
-	revoked bool
-	epoch   []byte
-	calls   []string // paths, in order
-	stale   int      // challenges whose answer is to be stale
-	now     func() time.Time
+	t        *testing.T
+	ca       *ca
+	url      *url.URL
+	tcp      *server
+	mu       sync.Mutex
+	enabled  bool
+	key      []byte // SPKI of the bound key
+	cert     *x509.Certificate
+	active   bool
+	disabled bool
+	barred   map[string]bool // by SPKI
+	revoked  bool
+	epoch    []byte
+	calls    []string // paths, in order
+	stale    int      // challenges whose answer is to be stale
+	now      func() time.Time
 
 	lie     func(*wire.Challenge)
 	forge   func(pub crypto.PublicKey) *x509.Certificate
@@ -211,6 +212,10 @@ func (h *fakeHead) self(r *http.Request) (any, wire.Code) {
 		return nil, wire.Revoked
 	}
 	h.active = true
-	return &wire.Self{Node: "n0", Serial: serialHex(h.cert.SerialNumber), State: "active", Level: wire.TOFU,
+	state := "active"
+	if h.disabled {
+		state = stateDisabled
+	}
+	return &wire.Self{Node: "n0", Serial: serialHex(h.cert.SerialNumber), State: state, Level: wire.TOFU,
 		Expires: h.cert.NotAfter, Time: h.now().Unix()}, ""
 }
