@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"muster/agent/internal/tpm"
 	"muster/internal/wire"
 )
 
@@ -52,6 +54,7 @@ type doctor struct {
 	open    error // of the TPM
 	ids     []*identity
 	trusted error // of resolveTrust
+	down    bool  // no head can be connected to
 	failed  bool
 }
 
@@ -61,6 +64,7 @@ func (a *Agent) Doctor(ctx context.Context, w io.Writer) error {
 	looker, clock := *a, *a.clock
 	clock.set = func(time.Time) error { return errors.New("doctor changes nothing") }
 	looker.clock = &clock
+	looker.log = slog.New(slog.DiscardHandler) // the table says it
 	d := &doctor{boot: boot{Agent: &looker}, ctx: ctx, w: w}
 	d.tpm, d.open = a.openTPM(ctx)
 	if d.open == nil {
@@ -73,7 +77,11 @@ func (a *Agent) Doctor(ctx context.Context, w io.Writer) error {
 		{"tpm", d.lookTPM}, {"nv", d.lookNV}, {"key", d.lookKey}, {"clock", d.lookClock}, {"name", d.lookName},
 		{"config", d.lookConfig}, {"network", d.lookNetwork}, {"head", d.lookHead}, {"certificate", d.lookCertificate},
 	} {
-		d.write(part.name, part.look())
+		f := part.look()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		d.write(part.name, f)
 	}
 	if d.failed {
 		return &Outcome{Status: StatusFailed, Message: "something is wrong: see the lines that begin with fail"}
@@ -137,13 +145,19 @@ func (d *doctor) lookNV() finding {
 		return fail("", "not examined without a TPM")
 	}
 	var err error
-	if d.ids, err = d.identities(d.tpm); err != nil {
+	var useless []error
+	if d.ids, useless, err = d.readIdentities(d.tpm); err != nil {
 		return failed(tpmError(err))
 	}
-	if len(d.ids) == 0 {
+	if len(d.ids) > 0 {
+		d.have = d.ids[0]
+	}
+	switch {
+	case len(useless) > 0:
+		return warn("muster-agent run, which writes another", "a record is of no use: %v", errors.Join(useless...))
+	case d.have == nil:
 		return ok("no record yet")
 	}
-	d.have = d.ids[0]
 	return ok("certificate %s of %s", short(d.have.serial()), d.have.node())
 }
 
@@ -153,13 +167,37 @@ func (d *doctor) lookKey() finding {
 		return fail("", "not examined without a TPM")
 	}
 	if d.have == nil {
-		return ok("none in use yet")
+		return d.lookKeptKey()
 	}
 	start := time.Now()
 	if err := d.trySign(); err != nil {
 		return fail("muster-agent forget, then muster-agent run", "the key of the certificate in NV does not sign: %v", err)
 	}
-	return ok("%v at %#08x signs in %v", d.have.key.Algorithm(), d.have.key.Handle(), time.Since(start).Round(time.Millisecond))
+	return ok("%v%s signs in %v", d.have.key.Algorithm(), at(d.have.key), time.Since(start).Round(time.Millisecond))
+}
+
+// lookKeptKey is lookKey before there is a certificate, or after forget.
+func (d *doctor) lookKeptKey() finding {
+	keys, err := d.tpm.Keys(d.slots)
+	if err != nil {
+		return failed(tpmError(err))
+	}
+	var found []string
+	for _, key := range keys {
+		found = append(found, fmt.Sprintf("%v%s", key.Algorithm(), at(key)))
+	}
+	if len(found) == 0 {
+		return ok("none yet")
+	}
+	return ok("%s, no certificate yet", strings.Join(found, " and "))
+}
+
+// at says where a key is, as the documents write a handle.
+func at(key *tpm.Key) string {
+	if key.Handle() == 0 {
+		return ", derived at each boot,"
+	}
+	return fmt.Sprintf(" at 0x%08X", key.Handle())
 }
 
 func (d *doctor) trySign() error {
@@ -221,6 +259,7 @@ func (d *doctor) lookNetwork() finding {
 	case len(d.heads) == 0:
 		return warn("", "not examined without a head")
 	case len(bad) == len(d.heads):
+		d.down = true
 		return fail("bring the network up; see that 'muster serve' runs and no firewall is between", "no head answers: %s", strings.Join(bad, "; "))
 	case len(bad) > 0:
 		return warn("", "%d of %d heads do not answer: %s", len(bad), len(d.heads), strings.Join(bad, "; "))
@@ -230,12 +269,16 @@ func (d *doctor) lookNetwork() finding {
 
 // lookHead makes a handshake with each head, and verifies it as run would.
 func (d *doctor) lookHead() finding {
-	if d.trusted != nil || len(d.heads) == 0 {
-		return fail("", "not examined without a CA and a head")
+	switch { // what is amiss has been said
+	case d.trusted != nil || len(d.heads) == 0:
+		return warn("", "not examined without a CA and a head")
+	case d.down:
+		return warn("", "not examined: none answers")
 	}
 	c := d.client(nil)
 	defer c.close()
 	var good []string
+	var last error
 	for _, h := range c.heads {
 		ctx, cancel := context.WithTimeout(d.ctx, doctorTimeout)
 		conn, err := c.dial(ctx, hostPort(h))
@@ -243,13 +286,15 @@ func (d *doctor) lookHead() finding {
 		if err != nil && stranger(err) {
 			return failed(d.trust.headError(h.Host, err))
 		}
-		if err == nil {
+		if err != nil {
+			last = err
+		} else {
 			good = append(good, fmt.Sprintf("%s until %s", h.Host, day(conn.verified.leaf.NotAfter)))
 			conn.Close()
 		}
 	}
 	if len(good) == 0 {
-		return fail("", "no head to examine")
+		return fail("see that muster.head= names the port for nodes (8443), and what 'muster serve' logs", "no head shakes hands: %v", last)
 	}
 	slices.Sort(good)
 	return ok("verified: %s", strings.Join(good, ", "))
@@ -257,9 +302,10 @@ func (d *doctor) lookHead() finding {
 
 func (d *doctor) lookCertificate() finding {
 	if d.have == nil {
-		return warn("muster-agent run", "none")
+		return warn("muster-agent run; if it does not end with a certificate, on the head: muster why "+hintName(d.name), "none")
 	}
 	now, leaf := d.clock.past(d.have.leaf), d.have.leaf
+	why := "on the head: muster why " + leaf.Subject.CommonName
 	left := leaf.NotAfter.Sub(now)
 	if left <= 0 {
 		return fail("muster-agent run", "expired on %s", day(leaf.NotAfter))
@@ -269,7 +315,7 @@ func (d *doctor) lookCertificate() finding {
 		return warn("muster-agent run", "%s until %s, but its files are not installed", leaf.Subject.CommonName, day(leaf.NotAfter))
 	}
 	// The first use of a certificate changes the head's record, so that it is left to run.
-	if last := d.lastStatus(); d.trusted != nil || len(d.heads) == 0 || last.State != "active" || last.Serial != d.have.serial() {
+	if last := d.lastStatus(); d.trusted != nil || len(d.heads) == 0 || last.State != "active" && last.State != stateDisabled || last.Serial != d.have.serial() {
 		return ok("%s until %s (%d days)", leaf.Subject.CommonName, day(leaf.NotAfter), int(left.Hours()/24))
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, doctorTimeout)
@@ -278,9 +324,14 @@ func (d *doctor) lookCertificate() finding {
 	var e *wire.Error
 	switch {
 	case errors.As(err, &e) && code(err) != "":
-		return fail("on the head: muster why "+leaf.Subject.CommonName, "the head answers %v", e)
+		return fail(why, "the head answers %v", e)
+	case d.down:
+		return warn("", "%s until %s (%d days); no head confirms it", leaf.Subject.CommonName, day(leaf.NotAfter), int(left.Hours()/24))
 	case err != nil:
 		return warn("", "%s until %s; no head confirms it: %v", leaf.Subject.CommonName, day(leaf.NotAfter), err)
+	}
+	if self.State == stateDisabled {
+		return warn(why, "%s until %s (%d days), but disabled on the head, which will not renew it", leaf.Subject.CommonName, day(leaf.NotAfter), int(left.Hours()/24))
 	}
 	return ok("%s until %s (%d days), %s at the head", leaf.Subject.CommonName, day(leaf.NotAfter), int(left.Hours()/24), self.State)
 }

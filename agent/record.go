@@ -37,20 +37,24 @@ func (id *identity) storage() string {
 // identities reads NV: the newest record first. It asks the TPM for nothing else; that a key is not
 // the certificate's shows when it signs.
 func (a *Agent) identities(d *tpm.Device) ([]*identity, error) {
-	records, err := d.ReadRecords(a.slots)
-	if err != nil {
-		return nil, err
+	found, useless, err := a.readIdentities(d)
+	for _, err := range useless {
+		a.log.Warn("a record in NV is of no use", "err", err)
 	}
-	var found []*identity
+	return found, err
+}
+
+func (a *Agent) readIdentities(d *tpm.Device) (found []*identity, useless []error, err error) {
+	records, err := d.ReadRecords(a.slots)
 	for _, r := range records {
 		id, err := a.identity(d, r)
 		if err != nil {
-			a.log.Warn("a record in NV is of no use", "index", r.Index, "err", err)
+			useless = append(useless, fmt.Errorf("index 0x%08X: %v", a.slots.NV[r.Index], err))
 			continue
 		}
 		found = append(found, id)
 	}
-	return found, nil
+	return found, useless, err
 }
 
 func (a *Agent) identity(d *tpm.Device, r tpm.Stored) (*identity, error) {

@@ -165,6 +165,24 @@ func (d *Device) adopt(handle uint32, slot int, alg template.Algorithm) (key *Ke
 	return key, true, nil
 }
 
+// Keys returns the node keys in our slots, of whatever algorithm, and makes none.
+func (d *Device) Keys(slots Slots) ([]*Key, error) {
+	d.slots = slots
+	var keys []*Key
+	for slot, handle := range slots.Keys {
+		for _, alg := range []template.Algorithm{template.P256, template.P384, template.RSA2048} {
+			key, _, err := d.adopt(handle, slot, alg)
+			if err != nil {
+				return nil, err
+			}
+			if key != nil {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys, nil
+}
+
 func (d *Device) newKey(pub *tpm2.TPMTPublic, handle uint32, slot int) (*Key, error) {
 	alg, err := template.CheckNodeKey(pub)
 	if err != nil {
