@@ -378,7 +378,6 @@ func (x *exchange) check(ctx context.Context, resp *http.Response, err error) (b
 	}
 	x.last = err
 	x.tries++
-	x.say(err)
 	var e *wire.Error
 	if errors.As(err, &e) && !x.mayChange(e.Code) {
 		return false, err
@@ -391,15 +390,27 @@ func (x *exchange) check(ctx context.Context, resp *http.Response, err error) (b
 	if x.c.hurry && x.tries%len(x.c.heads) == 0 {
 		return false, &late{because: err, interrupted: context.DeadlineExceeded}
 	}
+	x.say(err)
 	return true, nil
 }
 
-// say logs an answer of a head's that differs from its last one.
+// say logs why there will be another attempt, where a head's reason differs from its last one. What
+// ends the exchange is its error, and not said twice.
 func (x *exchange) say(err error) {
 	host := x.c.head().Host
-	if x.said[host] != err.Error() {
-		x.said[host] = err.Error()
-		x.c.log.Info("no answer yet", "head", host, "request", cmp.Or(x.path, "connect"), "err", err)
+	if x.said[host] == err.Error() {
+		return
+	}
+	x.said[host] = err.Error()
+	log := x.c.log.With("head", host, "request", cmp.Or(x.path, "connect"))
+	var e *wire.Error
+	switch {
+	case errors.As(err, &e) && e.Code == wire.NotEnabled:
+		log.Info("the head says no; waiting", "code", e.Code)
+	case errors.As(err, &e):
+		log.Info("waiting", "code", e.Code)
+	default:
+		log.Info("no answer yet", "err", err)
 	}
 }
 

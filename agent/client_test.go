@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -198,5 +200,42 @@ func TestPause(t *testing.T) {
 	}
 	if most < 500*time.Millisecond || most > firstPause+10*time.Millisecond {
 		t.Errorf("full jitter under %v: at most %v", firstPause, most)
+	}
+}
+
+// TestSays: what is logged of an attempt is what happened, and what ends the exchange is not logged.
+func TestSays(t *testing.T) {
+	good := reply(200, `{"node":"n0"}`)
+	for name, c := range map[string]struct {
+		replies []http.HandlerFunc
+		want    string
+	}{
+		"not enabled": {[]http.HandlerFunc{replyCode(wire.NotEnabled), good}, `msg="the head says no; waiting" request=/v1/self code=not_enabled`},
+		"pending":     {[]http.HandlerFunc{replyCode(wire.Pending), good}, "msg=waiting request=/v1/self code=pending"},
+		"busy":        {[]http.HandlerFunc{replyCode(wire.Busy), good}, "msg=waiting request=/v1/self code=busy"},
+		"not ours":    {[]http.HandlerFunc{reply(502, ""), good}, `msg="no answer yet" request=/v1/self err=`},
+		"refused":     {[]http.HandlerFunc{replyCode(wire.Refused)}, ""},
+		"revoked":     {[]http.HandlerFunc{replyCode(wire.Revoked)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ours := newCA(t, "ours")
+			h, _ := replies(c.replies...)
+			u, _ := listen(t, ours.head(t, nil), h)
+			b := testBoot(&trust{pins: []pin{ours.pin()}}, u)
+			var log bytes.Buffer
+			b.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.TimeKey || a.Key == "head" {
+					return slog.Attr{}
+				}
+				return a
+			}}))
+			cl := b.client(nil)
+			defer cl.close()
+			cl.call(context.Background(), wire.PathSelf, nil, &wire.Self{})
+			if !strings.Contains(log.String(), c.want) || c.want == "" && log.Len() > 0 || strings.Count(log.String(), "\n") > 1 {
+				t.Errorf("got %s\nwant %s", log.String(), c.want)
+			}
+		})
 	}
 }
