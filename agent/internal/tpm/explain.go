@@ -82,6 +82,7 @@ var faults = []struct {
 }{
 	{is(ErrSpec), "the TPM is not named correctly", "give --tpm device:/dev/tpmrm0, swtpm:path=SOCKET or swtpm:host=HOST,port=PORT"},
 	{is(ErrTPM12), "this machine has a TPM 1.2, which cannot be used", "switch the firmware's TPM to 2.0 if it offers that, or fit a TPM 2.0"},
+	{is(errNoSwtpm), "there is no TPM at the place named", "start swtpm, or correct --tpm"},
 	{is(ErrNoTPM), "there is no TPM at the place named", "enable the TPM (Intel PTT, AMD fTPM) in the firmware and see that the kernel has its driver (tpm_crb, tpm_tis, tpm_tis_spi)"},
 	{is(unix.EBUSY), "another program holds the TPM", "stop it (tpm2-abrmd, another agent), or use --tpm device:/dev/tpmrm0, which can be shared"},
 	{is(fs.ErrPermission), "the TPM may not be opened by this user", "run as root, or as a member of the group tss"},

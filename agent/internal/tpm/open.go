@@ -34,6 +34,8 @@ const DefaultSpec = "device:/dev/tpmrm0"
 var (
 	// ErrNoTPM is an absent device or socket.
 	ErrNoTPM = errors.New("no TPM")
+	// errNoSwtpm is ErrNoTPM where swtpm was to be.
+	errNoSwtpm = fmt.Errorf("%w at the socket", ErrNoTPM)
 	// ErrSpec is a TPM specification that is none.
 	ErrSpec = errors.New("not a TPM specification (device:PATH, swtpm:path=SOCKET, swtpm:host=HOST,port=PORT)")
 	// ErrProtocol is an answer that is not a TPM 2.0 response (part 1, 18).
@@ -191,7 +193,7 @@ func openSocket(ctx context.Context, rest string) (*Device, error) {
 	case err != nil && ctx.Err() != nil:
 		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%w: %v", ErrNoTPM, err)
+		return nil, fmt.Errorf("%w: %v", errNoSwtpm, err)
 	}
 	l := &socket{ctx: ctx, conn: conn}
 	l.release = context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now().Add(graceLimit)) })

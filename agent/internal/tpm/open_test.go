@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,8 +43,12 @@ func TestOpenErrors(t *testing.T) {
 		if d != nil || !errors.Is(err, want) {
 			t.Errorf("Open(%q): %v, %v expected", spec, err, want)
 		}
-		if sentence, hint := Explain(err); sentence == "" || hint == "" {
+		sentence, hint := Explain(err)
+		if sentence == "" || hint == "" {
 			t.Errorf("Explain(%v) = %q, %q", err, sentence, hint)
+		}
+		if swtpm := strings.HasPrefix(spec, "swtpm:") && want == ErrNoTPM; swtpm != strings.Contains(hint, "start swtpm") {
+			t.Errorf("%s: %s", spec, hint)
 		}
 	}
 }
