@@ -1,7 +1,7 @@
 # Muster: certificates for cluster nodes, whose keys never leave the nodes' TPMs.
 #
 #   make build      bin/muster and bin/muster-agent, static and reproducible
-#   make demo       a node passes muster, and comes back: two minutes, real parts
+#   make demo       a node passes muster, and comes back: real parts, in seconds once it is built
 #   make test       everything (needs Debian and root for all of it; says what it leaves out)
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
@@ -44,7 +44,7 @@ demo: build
 	@./demo.sh
 
 bench: build
-	@.ci/deps demo
+	@.ci/deps bench
 	$(GO) run ./internal/bench -muster bin/muster -agent bin/muster-agent
 
 fuzz:

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muster/signer/store"
 )
 
 // Paths of the admin socket: HTTP on a unix socket, for the head's own command line only. Each
@@ -50,6 +52,7 @@ const (
 	KindNone   ErrorKind = "none"   // it names nothing that there is
 	KindStore  ErrorKind = "store"  // the store cannot be reached, or cannot write
 	KindPolicy ErrorKind = "policy" // it may not be
+	KindPartly ErrorKind = "partly" // some of it is done
 )
 
 func adminError(kind ErrorKind, hint, format string, args ...any) *AdminError {
@@ -119,6 +122,9 @@ func asAdminError(err error) *AdminError {
 	var e *AdminError
 	if errors.As(err, &e) {
 		return e
+	}
+	if errors.Is(err, store.ErrDamaged) {
+		return adminError(KindStore, "the node is refused until the store is restored; look at the disk", "%v", err)
 	}
 	return adminError(KindStore, "journalctl -u muster", "%v", err)
 }

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"regexp"
 	"slices"
@@ -244,7 +245,7 @@ func (h *Head) change(ctx context.Context, names []string, out *stream, one func
 	for chunk := range slices.Chunk(names, perTx) {
 		edits, err := h.changeChunk(ctx, chunk, one)
 		if err != nil {
-			return changed(names, did), err
+			return changed(names, did), partly(err, did)
 		}
 		for _, e := range edits {
 			did[e.what] = append(did[e.what], e.slot.Node)
@@ -258,6 +259,15 @@ func (h *Head) change(ctx context.Context, names []string, out *stream, one func
 		}
 	}
 	return changed(names, did), nil
+}
+
+// partly adds to an error what was done before it.
+func partly(err error, did map[outcome][]string) error {
+	before := slices.Concat(slices.Collect(maps.Values(did))...)
+	if len(before) == 0 {
+		return err
+	}
+	return adminError(KindPartly, "do the rest again", "%v; done before that: %s", err, fold(before))
 }
 
 func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.Item) (edit, error)) ([]edit, error) {

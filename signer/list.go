@@ -11,7 +11,7 @@ import (
 	"muster/signer/store"
 )
 
-// NodeView is one node in `certs list --json`; its field names are stable.
+// NodeView is one node of a listing, as the admin socket carries it.
 type NodeView struct {
 	Node        string     `json:"node"`
 	State       State      `json:"state"`

@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if err == nil && out.err != nil {
+	if out.err != nil {
 		err = fail(exitFailed, "", "what was to be printed is cut short: %v", out.err)
 	}
 	return report(stderr, err)
@@ -138,6 +138,7 @@ func report(w io.Writer, err error) int {
 func fromHead(e *signer.AdminError) error {
 	status := map[signer.ErrorKind]int{
 		signer.KindUsage: exitUsage, signer.KindNone: exitNone, signer.KindStore: exitUnreachable, signer.KindPolicy: exitPolicy,
+		signer.KindPartly: exitPartly,
 	}[e.Kind]
 	if status == 0 {
 		status = exitFailed
