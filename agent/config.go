@@ -214,7 +214,7 @@ func (s *settings) readFile(root, path string) error {
 	if _, err := toml.Decode(string(text), &file); err != nil {
 		var parse toml.ParseError
 		if errors.As(err, &parse) {
-			return badConfig("see 'muster-agent --help' for the options", "%s:%d: %s", path, parse.Position.Line, parse.Message)
+			return badConfig("see 'muster-agent run --help' for the options", "%s:%d: %s", path, parse.Position.Line, parse.Message)
 		}
 		return badConfig("", "%s: %v", path, err)
 	}

@@ -236,7 +236,7 @@ func (d *doctor) lookConfig() finding {
 	case len(d.heads) == 0:
 		return fail("muster.head=https://HEAD:8443 on the kernel command line, or head = … in "+DefaultFile, "no head is configured")
 	case len(d.warnings) > 0:
-		return warn("see 'muster-agent --help' for the options", "%s", strings.Join(d.warnings, "; "))
+		return warn("see 'muster-agent run --help' for the options", "%s", strings.Join(d.warnings, "; "))
 	}
 	var heads []string
 	for _, h := range d.heads {

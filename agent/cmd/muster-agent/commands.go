@@ -50,12 +50,15 @@ func commands() []command {
 
 func (p *program) run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return usage("no command")
+		return usage("", "no command")
 	}
 	switch args[0] {
 	case "-h", "-help", "--help", "help":
-		p.help()
-		return nil
+		if len(args) == 1 {
+			p.help()
+			return nil
+		}
+		args = []string{args[1], "--help"} // of that command
 	case "--version", "-version":
 		args[0] = "version"
 	}
@@ -64,7 +67,7 @@ func (p *program) run(ctx context.Context, args []string) error {
 			return p.invoke(ctx, c, args[1:])
 		}
 	}
-	return usage("no command %q", args[0])
+	return usage("", "no command %q", args[0])
 }
 
 func (p *program) invoke(ctx context.Context, c command, args []string) error {
@@ -83,10 +86,10 @@ func (p *program) invoke(ctx context.Context, c command, args []string) error {
 		return nil
 	}
 	if err != nil {
-		return usage("%s: %v", c.name, err)
+		return usage(c.name, "%s: %v", c.name, err)
 	}
 	if want := len(strings.Fields(c.args)); len(in.args) != want {
-		return usage("usage is: muster-agent %s", strings.TrimSpace(c.name+" [options] "+c.args))
+		return usage(c.name, "usage is: muster-agent %s", strings.TrimSpace(c.name+" [options] "+c.args))
 	}
 	return c.run(ctx, p, in)
 }
@@ -228,8 +231,10 @@ func (p *program) failed(err error) int {
 	return agent.ExitStatus(err)
 }
 
-func usage(format string, args ...any) error {
-	return &agent.Outcome{Status: agent.StatusConfig, Message: fmt.Sprintf(format, args...), Hint: "muster-agent --help"}
+// usage is a command line that makes no sense, of a command or, with "", before any.
+func usage(command, format string, args ...any) error {
+	hint := strings.Join(strings.Fields("muster-agent "+command+" --help"), " ")
+	return &agent.Outcome{Status: agent.StatusConfig, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
 
 func (p *program) help() {
