@@ -654,7 +654,7 @@ func TestCommandsThatLook(t *testing.T) {
 	if err := a.Get(ctx, h.url.String()+wire.PathSelf, &out); err != nil || !strings.Contains(out.String(), `"active"`) {
 		t.Errorf("get: %s, %v", out.String(), err)
 	}
-	if err := a.Get(ctx, h.url.String()+"/nothing", &out); ExitStatus(err) != StatusFailed || !strings.Contains(err.Error(), "404") {
+	if err := a.Get(ctx, h.url.String()+"/nothing", &out); ExitStatus(err) != StatusFailed || !strings.HasSuffix(err.Error(), ": 404 Not Found: not_found: says the test") {
 		t.Errorf("get: %v", err)
 	}
 	if line, err := a.Forget(ctx, true); err != nil {

@@ -451,9 +451,17 @@ func (x *exchange) read(resp *http.Response) error {
 		}
 		return nil
 	}
+	if e := ourError(b); e != nil {
+		return e
+	}
+	return fmt.Errorf("HTTP status %d, and not one of Muster's errors", resp.StatusCode)
+}
+
+// ourError reads an error of a head's, fit for a console; nil where it is none.
+func ourError(body []byte) *wire.Error {
 	e := &wire.Error{}
-	if json.Unmarshal(b, e) != nil || !known(e.Code) {
-		return fmt.Errorf("HTTP status %d, and not one of Muster's errors", resp.StatusCode)
+	if json.Unmarshal(body, e) != nil || !known(e.Code) {
+		return nil
 	}
 	e.Message = clean(e.Message)
 	return e

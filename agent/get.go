@@ -9,11 +9,13 @@ import (
 	"net/url"
 
 	"muster/agent/internal/tpm"
+	"muster/internal/wire"
 )
 
 // Get fetches a URL over mTLS with the node's certificate and the key in the TPM, once, and copies
 // the body to w. The server must chain to the pinned CA and be what the URL says; it need not be a
-// head. An answer that is not 2xx is an error with its status line.
+// head. An answer that is not 2xx is an error with its status line and, where a head gave one, its
+// reason.
 func (a *Agent) Get(ctx context.Context, address string, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
@@ -50,7 +52,12 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return &Outcome{Status: StatusFailed, Message: fmt.Sprintf("%s: %s", u, resp.Status)}
+		message := fmt.Sprintf("%s: %s", u, resp.Status)
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, wire.MaxBody))
+		if e := ourError(body); e != nil {
+			message += ": " + e.Error()
+		}
+		return &Outcome{Status: StatusFailed, Message: message}
 	}
 	_, err = io.Copy(w, resp.Body)
 	return err

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"muster/agent"
 )
@@ -184,7 +187,35 @@ func runGet(ctx context.Context, p *program, in *invocation) error {
 	if err != nil {
 		return err
 	}
-	return a.Get(ctx, in.args[0], p.stdout)
+	out := &lineEnd{w: p.stdout, done: true}
+	err = a.Get(ctx, in.args[0], out)
+	if !out.done && terminal(p.stdout) { // who pipes gets the body's bytes and no other
+		fmt.Fprintln(p.stdout)
+	}
+	return err
+}
+
+// lineEnd notes whether what was written ends with a whole line.
+type lineEnd struct {
+	w    io.Writer
+	done bool
+}
+
+func (l *lineEnd) Write(b []byte) (int, error) {
+	n, err := l.w.Write(b)
+	if n > 0 {
+		l.done = b[n-1] == '\n'
+	}
+	return n, err
+}
+
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 func runForget(ctx context.Context, p *program, in *invocation) error {

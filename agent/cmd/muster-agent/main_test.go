@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,5 +84,31 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 		if !strings.Contains(stdout.String(), "  --"+flag+" ") {
 			t.Errorf("no --%s", flag)
 		}
+	}
+}
+
+// TestLineEnd: a body without a newline at its end gets one on a terminal; a pipe gets its bytes.
+func TestLineEnd(t *testing.T) {
+	out := &lineEnd{w: io.Discard, done: true}
+	for _, c := range []struct {
+		text string
+		done bool
+	}{{"", true}, {"a\nb", false}, {"", false}, {"c\n", true}} {
+		if io.WriteString(out, c.text); out.done != c.done {
+			t.Errorf("after %q: %v", c.text, out.done)
+		}
+	}
+	tty, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if !terminal(tty) || terminal(null) || terminal(&bytes.Buffer{}) {
+		t.Errorf("ptmx %v, null %v", terminal(tty), terminal(null))
 	}
 }
