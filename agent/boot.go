@@ -70,7 +70,7 @@ func (b *boot) run(ctx context.Context) (string, error) {
 // begin reads NV and decides whom to trust. Records of another CA count as absent.
 func (b *boot) begin() ([]*identity, error) {
 	if b.forget {
-		if err := b.tpm.EraseRecords(b.slots); err != nil {
+		if _, err := b.tpm.EraseRecords(b.slots); err != nil {
 			return nil, tpmError(err)
 		}
 	}

@@ -657,8 +657,20 @@ func TestCommandsThatLook(t *testing.T) {
 	if err := a.Get(ctx, h.url.String()+"/nothing", &out); ExitStatus(err) != StatusFailed || !strings.HasSuffix(err.Error(), ": 404 Not Found: not_found: says the test") {
 		t.Errorf("get: %v", err)
 	}
-	if line, err := a.Forget(ctx, true); err != nil {
+	root, err := filepath.Abs(m.config.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conf, err := os.ReadFile(a.path(fileConf)); err != nil || !bytes.Contains(conf, []byte("OPENSSL_CONF="+root+fileConf+" curl --cert "+root+fileChain+" ")) {
+		t.Errorf("openssl.cnf: %s, %v", conf, err)
+	}
+	if line, err := a.Forget(ctx, true); err != nil || !strings.HasPrefix(line, "forgotten: ") {
 		t.Errorf("forget: %s, %v", line, err)
+	}
+	for _, key := range []bool{false, true} {
+		if line, err := a.Forget(ctx, key); err != nil || line != "nothing to forget" {
+			t.Errorf("forget again: %s, %v", line, err)
+		}
 	}
 	m.installed(false)
 	if s, err := a.Status(ctx); err != nil || s.State != "none" || s.Serial != "" {

@@ -62,11 +62,19 @@ func (b *boot) install(g *generation) error {
 	if err != nil {
 		return tpmError(err)
 	}
-	files, err := g.files(key, b.tpmSpec())
+	files, err := g.files(key, b.absPath(runDir), b.tpmSpec())
 	if err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
 	return b.writeFiles(files)
+}
+
+// absPath is path as a program elsewhere would spell it.
+func (a *Agent) absPath(file string) string {
+	if abs, err := filepath.Abs(a.path(file)); err == nil {
+		return abs
+	}
+	return a.path(file)
 }
 
 func (a *Agent) writeFiles(files []file) error {
@@ -124,8 +132,9 @@ func isKeyFile(text []byte, key *tpm.Key) bool {
 	return block != nil && block.Type == "TSS2 PRIVATE KEY" && bytes.Contains(block.Bytes, key.Area())
 }
 
-// files lays a generation out, and refuses one that programs could not use. key is nil for none.
-func (g *generation) files(key []byte, spec string) ([]file, error) {
+// files lays a generation out, and refuses one that programs could not use. key is nil for none; dir
+// is where the files will be, for programs.
+func (g *generation) files(key []byte, dir, spec string) ([]file, error) {
 	if len(g.roots) == 0 {
 		return nil, errors.New("no CA certificate is at hand")
 	}
@@ -142,7 +151,7 @@ func (g *generation) files(key []byte, spec string) ([]file, error) {
 		list = append(list, file{fileKey, key, 0o600})
 	}
 	return append(list,
-		file{fileConf, opensslConf(spec), 0o644},
+		file{fileConf, opensslConf(dir, spec), 0o644},
 		file{fileChain, append(bytes.Clone(leaf), pemOf(g.intermediates...)...), 0o644},
 		file{fileCert, leaf, 0o644},
 		file{fileStatus, append(status, '\n'), 0o644},
@@ -162,10 +171,11 @@ func pemOf(certs ...*x509.Certificate) []byte {
 // TLS. That version also ignores tcti here, so that a TPM elsewhere than /dev/tpmrm0 needs the
 // environment variable; and it wants tpm2-abrmd, since the kernel's resource manager has too few
 // places for its sessions.
-func opensslConf(spec string) []byte {
+func opensslConf(dir, spec string) []byte {
 	if spec == "device:/dev/tpm0" {
 		spec = tpm.DefaultSpec
 	}
+	in := func(file string) string { return filepath.Join(dir, filepath.Base(file)) }
 	return fmt.Appendf(nil, `# Written by muster-agent. For programs that use OpenSSL 3 and the provider tpm2 (tpm2-openssl):
 #   OPENSSL_CONF=%s curl --cert %s --key %s --cacert %s https://…
 # tpm2-openssl 1.1 (Debian 12) needs tpm2-abrmd running for TLS, and takes no tcti from this file: set
@@ -189,21 +199,22 @@ tcti = %s
 
 [muster_algorithms]
 default_properties = ?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes,tpm2.rand!=yes
-`, fileConf, fileChain, fileKey, fileCA, spec, spec)
+`, in(fileConf), in(fileChain), in(fileKey), in(fileCA), spec, spec)
 }
 
-// uninstall removes what install wrote.
-func (a *Agent) uninstall() error {
-	var failed error
+// uninstall removes what install wrote, and says whether there was any.
+func (a *Agent) uninstall() (removed bool, failed error) {
 	for _, f := range []string{fileCert, fileChain, fileKey, fileConf, fileStatus, fileCA} {
-		if err := os.Remove(a.path(f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := os.Remove(a.path(f))
+		removed = removed || err == nil
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = errors.Join(failed, err)
 		}
 	}
 	if failed == nil {
 		_ = os.Remove(a.path(runDir)) // unless something else is in it
 	}
-	return failed
+	return removed, failed
 }
 
 // lastStatus reads status.json, for what only a head can say; the zero Status where there is none.

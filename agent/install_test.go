@@ -43,7 +43,7 @@ func TestInstall(t *testing.T) {
 	defer syscall.Umask(old)
 	g := testGeneration(t)
 	a := &Agent{root: t.TempDir(), log: slog.New(slog.DiscardHandler)}
-	files, err := g.files(keyPEM(g), "device:/dev/tpmrm0")
+	files, err := g.files(keyPEM(g), runDir, "device:/dev/tpmrm0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestInstallLeavesUnchangedFilesAlone(t *testing.T) {
 	a := &Agent{root: t.TempDir()}
 	install := func() {
 		t.Helper()
-		files, err := g.files(keyPEM(g), "")
+		files, err := g.files(keyPEM(g), runDir, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,12 +126,12 @@ func TestInstallLeavesUnchangedFilesAlone(t *testing.T) {
 func TestInstallRefusesWhatDoesNotFit(t *testing.T) {
 	g, other := testGeneration(t), testGeneration(t)
 	g.leaf = other.leaf
-	if _, err := g.files(nil, ""); err == nil {
+	if _, err := g.files(nil, runDir, ""); err == nil {
 		t.Error("a certificate for another key")
 	}
 	g = testGeneration(t)
 	g.roots = nil
-	if _, err := g.files(nil, ""); err == nil {
+	if _, err := g.files(nil, runDir, ""); err == nil {
 		t.Error("no CA")
 	}
 }
@@ -139,11 +139,11 @@ func TestInstallRefusesWhatDoesNotFit(t *testing.T) {
 // TestInstallIsNeverTorn stops writing at each file in turn: every file is the old one or the new one.
 func TestInstallIsNeverTorn(t *testing.T) {
 	first, second := testGeneration(t), testGeneration(t)
-	old, err := first.files(keyPEM(first), "")
+	old, err := first.files(keyPEM(first), runDir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := second.files(keyPEM(second), "")
+	next, err := second.files(keyPEM(second), runDir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,20 +195,20 @@ func TestIsKeyFile(t *testing.T) {
 func TestUninstall(t *testing.T) {
 	g := testGeneration(t)
 	a := &Agent{root: t.TempDir()}
-	files, err := g.files(keyPEM(g), "")
+	files, err := g.files(keyPEM(g), runDir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := a.writeFiles(files); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.uninstall(); err != nil {
-		t.Fatal(err)
+	if removed, err := a.uninstall(); err != nil || !removed {
+		t.Fatal(removed, err)
 	}
 	if _, err := os.Stat(a.path(runDir)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
-	if err := a.uninstall(); err != nil {
-		t.Errorf("twice: %v", err)
+	if removed, err := a.uninstall(); err != nil || removed {
+		t.Errorf("twice: %v, %v", removed, err)
 	}
 }

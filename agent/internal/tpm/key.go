@@ -281,30 +281,38 @@ func (d *Device) makePersistent(object tpm2.TPMHandle, handle uint32) error {
 	return nil
 }
 
-// EvictKey removes the keys in our slots that are exactly of our template. Other keys stay.
-func (d *Device) EvictKey(slots Slots) error {
-	return errors.Join(d.EvictSlot(slots, 0), d.EvictSlot(slots, 1))
+// EvictKey removes the keys in our slots that are exactly of our template. Other keys stay. It says
+// whether there was any.
+func (d *Device) EvictKey(slots Slots) (bool, error) {
+	a, errA := d.evictSlot(slots, 0)
+	b, errB := d.evictSlot(slots, 1)
+	return a || b, errors.Join(errA, errB)
 }
 
 // EvictSlot is [Device.EvictKey] for one slot, as after a renewal.
 func (d *Device) EvictSlot(slots Slots, slot int) error {
+	_, err := d.evictSlot(slots, slot)
+	return err
+}
+
+func (d *Device) evictSlot(slots Slots, slot int) (bool, error) {
 	handle := slots.Keys[slot]
 	there, err := d.occupied(handle)
 	if err != nil || !there {
-		return err
+		return false, err
 	}
 	pub, err := d.readPublic(handle)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if _, err := template.CheckNodeKey(pub); err != nil {
-		return nil
+		return false, nil
 	}
 	d.listed = false
 	_, err = tpm2.EvictControl{
 		Auth: hierarchy(tpm2.TPMRHOwner), ObjectHandle: named(tpm2.TPMHandle(handle)), PersistentHandle: tpm2.TPMHandle(handle),
 	}.Execute(d.tpm)
-	return failed("tpm2.EvictControl", tpm2.TPMRHOwner, err)
+	return err == nil, failed("tpm2.EvictControl", tpm2.TPMRHOwner, err)
 }
 
 // primaryKey derives the deterministic primary of alg: in the owner hierarchy, or, where that one

@@ -218,7 +218,7 @@ func TestSlotOfAnother(t *testing.T) {
 	if key.Slot() != 1 || key.Handle() != DefaultSlots.Keys[1] {
 		t.Errorf("the key is at slot %d", key.Slot())
 	}
-	if err := d.EvictKey(DefaultSlots); err != nil {
+	if _, err := d.EvictKey(DefaultSlots); err != nil {
 		t.Fatal(err)
 	}
 	h, err := d.Handles()

@@ -420,29 +420,31 @@ func (d *Device) define(index uint32) error {
 }
 
 // EraseRecords removes our indices: those of exactly our attributes and size that start with a
-// record's magic, or were never written. What is another's stays.
-func (d *Device) EraseRecords(slots Slots) error {
+// record's magic, or were never written. What is another's stays. It says whether there was any.
+func (d *Device) EraseRecords(slots Slots) (bool, error) {
 	d.records, d.keep = nil, -1
-	return errors.Join(d.erase(slots.NV[1]), d.erase(slots.NV[0]))
+	b, errB := d.erase(slots.NV[1])
+	a, errA := d.erase(slots.NV[0])
+	return a || b, errors.Join(errB, errA)
 }
 
-func (d *Device) erase(index uint32) error {
+func (d *Device) erase(index uint32) (bool, error) {
 	d.nv[index] = nvUnknown
 	pub, err := d.nvPublic(index)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		return nil
+		return false, nil
 	}
 	if err != nil || !ours(pub) {
-		return err
+		return false, err
 	}
 	if pub.Attributes.Written {
 		magic, err := d.readOwn(index, 0, len(recordMagic))
 		if err != nil || string(magic) != recordMagic {
-			return err
+			return false, err
 		}
 	}
 	_, err = tpm2.NVUndefineSpace{
 		AuthHandle: hierarchy(tpm2.TPMRHOwner), NVIndex: named(tpm2.TPMHandle(index)),
 	}.Execute(d.tpm)
-	return failed("tpm2.NVUndefineSpace", tpm2.TPMRHOwner, err)
+	return err == nil, failed("tpm2.NVUndefineSpace", tpm2.TPMRHOwner, err)
 }

@@ -147,7 +147,7 @@ func TestForeignIndex(t *testing.T) {
 					t.Errorf("the record has %d bytes, %d expected", got, n)
 				}
 			}
-			if err := d.EraseRecords(DefaultSlots); err != nil {
+			if _, err := d.EraseRecords(DefaultSlots); err != nil {
 				t.Fatal(err)
 			}
 			if b, err := d.readIndex(DefaultSlots.NV[0]); err != nil || !bytes.Equal(b, theirs) {
@@ -300,7 +300,7 @@ func TestForeignIndexLikeOurs(t *testing.T) {
 		}
 		write(t, d, 700)
 		write(t, d, 710)
-		if err := d.EraseRecords(DefaultSlots); err != nil {
+		if _, err := d.EraseRecords(DefaultSlots); err != nil {
 			t.Fatal(err)
 		}
 		if b, err := d.readIndex(DefaultSlots.NV[0]); err != nil || !bytes.Equal(b[:len(look)], look) {

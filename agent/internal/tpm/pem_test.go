@@ -113,7 +113,7 @@ func TestEmptySlotIsExplained(t *testing.T) {
 	m := testtpm.Start(t)
 	d := New(dial(t, m))
 	key := nodeKey(t, d, template.P256)
-	if err := d.EvictKey(DefaultSlots); err != nil {
+	if _, err := d.EvictKey(DefaultSlots); err != nil {
 		t.Fatal(err)
 	}
 	_, err := key.Sign(nil, make([]byte, 32), hash256)
