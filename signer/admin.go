@@ -65,7 +65,12 @@ type stream struct {
 	ctrl *http.ResponseController
 }
 
+// patience is how long a peer may leave an answer unread, a person in a pager say, before it is cut: a
+// listing holds on to an old state of the store, which grows meanwhile.
+const patience = 5 * time.Minute
+
 func (s *stream) progress(done, total int) {
+	s.ctrl.SetWriteDeadline(time.Now().Add(patience))
 	s.enc.Encode(Frame{Done: done, Total: total})
 	s.ctrl.Flush()
 }
@@ -75,6 +80,7 @@ func (s *stream) item(v any) error {
 	if err != nil {
 		return err
 	}
+	s.ctrl.SetWriteDeadline(time.Now().Add(patience))
 	return s.enc.Encode(Frame{Item: b})
 }
 

@@ -3,6 +3,9 @@ package signer
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -181,21 +184,69 @@ func TestLimitOfOneAddress(t *testing.T) {
 	}
 }
 
-// TestNetwork: what one peer can have many addresses of counts as one.
-func TestNetwork(t *testing.T) {
+// TestSources: an IPv6 peer counts for its address and for its /64.
+func TestSources(t *testing.T) {
 	for addr, want := range map[string]string{
-		"10.0.0.1":                       "10.0.0.1/32",
-		"::ffff:10.0.0.1":                "10.0.0.1/32",
-		"2001:db8:1:2:3:4:5:6":           "2001:db8:1:2::/64",
-		"2001:db8:1:2:ffff:ffff:ffff:ff": "2001:db8:1:2::/64",
-		"fe80::1%eth0":                   "fe80::/64",
+		"10.0.0.1":             "[10.0.0.1/32]",
+		"::ffff:10.0.0.1":      "[10.0.0.1/32]",
+		"2001:db8:1:2:3:4:5:6": "[2001:db8:1:2:3:4:5:6/128 2001:db8:1:2::/64]",
+		"fe80::1%eth0":         "[fe80::1/128 fe80::/64]",
 	} {
 		ip := netip.MustParseAddr(addr)
-		if got := network(net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 1))).String(); got != want {
+		if got := fmt.Sprint(sources(net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 1)))); got != want {
 			t.Errorf("%s: got %s, want %s", addr, got, want)
 		}
 	}
-	equal(t, "a unix socket", network(&net.UnixAddr{}), netip.Prefix{})
+}
+
+// TestOneHostDoesNotShutOutItsSubnet: nor does one with very many addresses take all there is.
+func TestOneHostDoesNotShutOutItsSubnet(t *testing.T) {
+	l := Limits{PerAddress: 3, Total: 20}.listener(nil).(*limited)
+	from := func(addr string) bool {
+		return l.enter(sources(net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 1))))
+	}
+	for i := range 5 {
+		equal(t, fmt.Sprintf("connection %d of one host", i), from("fd00::2"), i < 3)
+	}
+	equal(t, "its neighbour", from("fd00::3"), true)
+	admitted := 0
+	for i := range 100 {
+		if from(fmt.Sprintf("fd00::1:%x", i)) {
+			admitted++
+		}
+	}
+	equal(t, "connections of one /64", admitted+4, 10)
+	equal(t, "another network", from("fd00:1::1"), true)
+}
+
+// TestFloodOfCertificates: what a stranger sends in a handshake is neither taken in whole nor kept.
+func TestFloodOfCertificates(t *testing.T) {
+	d := newSite(t).serve(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for count, taken := range map[int]bool{1: true, 8: false, 600: false} {
+		crowd := tls.Certificate{PrivateKey: key}
+		for range count {
+			crowd.Certificate = append(crowd.Certificate, der)
+		}
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+			InsecureSkipVerify:   true,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &crowd, nil },
+		}}}
+		resp, err := c.Get("https://" + d.addr + wire.PathBundle)
+		if err == nil {
+			resp.Body.Close()
+		}
+		equal(t, fmt.Sprintf("%d certificates taken", count), err == nil, taken)
+		c.CloseIdleConnections()
+	}
 }
 
 func TestDefaultLimits(t *testing.T) {

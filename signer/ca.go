@@ -88,6 +88,9 @@ func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
 	if !ok {
 		return nil, errors.New("CA key: cannot sign")
 	}
+	if len(cert.SubjectKeyId) < 8 {
+		return nil, errors.New("CA certificate: no subject key identifier of 8 bytes or more")
+	}
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(cert.PublicKey) {
 		return nil, errors.New("CA key: not the key of the CA certificate")

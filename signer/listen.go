@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,7 +18,7 @@ import (
 
 // Limits bound what peers that have proved nothing can cost (I10). Zero fields mean the default.
 type Limits struct {
-	PerAddress int           // connections from one IPv4 address or IPv6 /64; default 256
+	PerAddress int           // connections from one address; default 256. An IPv6 /64 may have half of Total
 	Total      int           // connections in all; default 8192
 	Queue      time.Duration // how long a request may wait for a processor before it is told busy; default 5 s
 }
@@ -54,6 +56,7 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 		IdleTimeout:       idleWait,
 		MaxHeaderBytes:    maxHeader,
 		Protocols:         protocols,
+		ConnState:         lift,
 		// What goes wrong on a stranger's connection is the stranger's; it must not fill a log.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
@@ -82,7 +85,10 @@ func (h *Head) Serve(ctx context.Context, on Listeners) error {
 			<-ctx.Done()
 			last, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			return srv.Shutdown(last)
+			if err := srv.Shutdown(last); err != nil {
+				return srv.Close() // a peer that does not read its answer must not keep the store
+			}
+			return nil
 		})
 	}
 	start(node, h.limits.listener(on.Node), func(l net.Listener) error { return node.ServeTLS(l, "", "") })
@@ -118,37 +124,93 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		source := network(c.RemoteAddr())
+		source := sources(c.RemoteAddr())
 		if l.enter(source) {
-			return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(source) })}, nil
+			conn := &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(source) })}
+			conn.left.Store(maxBeforeRequest)
+			return conn, nil
 		}
 		c.Close()
 	}
 }
 
-func (l *limited) enter(source netip.Prefix) bool {
+func (l *limited) enter(source []netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.total >= l.limits.Total || l.from[source] >= l.limits.PerAddress {
+	if l.total >= l.limits.Total {
 		return false
 	}
+	for _, p := range source {
+		if l.from[p] >= l.limit(p) {
+			return false
+		}
+	}
 	l.total++
-	l.from[source]++
+	for _, p := range source {
+		l.from[p]++
+	}
 	return true
 }
 
-func (l *limited) leave(source netip.Prefix) {
+// limit is how many connections may come from p. A /64 can be one host with very many addresses, or a
+// whole cluster: it gets no more than half of all, and no less.
+func (l *limited) limit(p netip.Prefix) int {
+	if p.IsSingleIP() || !p.IsValid() {
+		return l.limits.PerAddress
+	}
+	return max(l.limits.PerAddress, l.limits.Total/2)
+}
+
+func (l *limited) leave(source []netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.total--
-	if l.from[source]--; l.from[source] == 0 {
-		delete(l.from, source)
+	for _, p := range source {
+		if l.from[p]--; l.from[p] == 0 {
+			delete(l.from, p)
+		}
 	}
 }
 
+// maxBeforeRequest is what a connection may send until its first request is read: a handshake with a
+// node's certificate, the headers, and the body behind them. crypto/tls alone would take 256 KiB of
+// client certificates from anybody.
+const maxBeforeRequest = 48 << 10
+
+var errTooMuch = errors.New("too much before the first request")
+
 type limitedConn struct {
 	net.Conn
-	leave func()
+	leave  func()
+	left   atomic.Int64 // bytes that may yet come before the first request
+	lifted atomic.Bool
+}
+
+func (c *limitedConn) Read(p []byte) (int, error) {
+	if c.lifted.Load() {
+		return c.Conn.Read(p)
+	}
+	left := c.left.Load()
+	if left <= 0 {
+		return 0, errTooMuch
+	}
+	n, err := c.Conn.Read(p[:min(len(p), int(left))])
+	c.left.Add(int64(-n))
+	return n, err
+}
+
+// lift ends the limit of a connection whose first request has come: from here on the server's own
+// limits hold, for each request.
+func lift(c net.Conn, state http.ConnState) {
+	if state != http.StateActive {
+		return
+	}
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if l, ok := c.(*limitedConn); ok {
+		l.lifted.Store(true)
+	}
 }
 
 func (c *limitedConn) Close() error {
@@ -156,20 +218,16 @@ func (c *limitedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// network is what one peer can have many addresses of: a host in IPv4, a /64 in IPv6.
-func network(a net.Addr) netip.Prefix {
+// sources are what a connection counts for: its address and, in IPv6, the /64 too.
+func sources(a net.Addr) []netip.Prefix {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
-		return netip.Prefix{}
+		return []netip.Prefix{{}}
 	}
 	addr := tcp.AddrPort().Addr().Unmap().WithZone("")
-	bits := 32
+	all := []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
 	if addr.Is6() {
-		bits = 64
+		all = append(all, netip.PrefixFrom(addr, 64).Masked())
 	}
-	prefix, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return prefix
+	return all
 }

@@ -47,7 +47,20 @@ func (h *Head) NodeTLS() *tls.Config {
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"http/1.1"},
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return h.server.Load(), nil },
+		VerifyConnection:       fewCertificates,
 	}
+}
+
+// fewCertificates refuses what no node sends: the connection would keep it in memory.
+func fewCertificates(cs tls.ConnectionState) error {
+	size := 0
+	for _, c := range cs.PeerCertificates {
+		size += len(c.Raw)
+	}
+	if len(cs.PeerCertificates) > 4 || size > 8<<10 {
+		return errTooMuch
+	}
+	return nil
 }
 
 func (h *Head) serveBundle(w http.ResponseWriter, _ *http.Request) {

@@ -45,7 +45,10 @@ func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {
 }
 
 // tryStore finds out whether the store takes commits: guards alone write nothing.
+// Its finding is for all who ask, so that it must not end with the one who asked first.
 func (h *Head) tryStore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
 	item, err := h.store.Get(ctx, keyCluster)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,7 +25,8 @@ type TPM struct {
 	dir    string // holds the state and the sockets
 	config config
 	port   int // of TCP, 0 for the unix socket
-	child  *exec.Cmd
+	mu     sync.Mutex
+	child  *exec.Cmd // guarded by mu: a Killer ends it from the agent's side
 }
 
 type config struct {
@@ -177,7 +179,9 @@ func (m *TPM) startOnce() error {
 	if err := child.Start(); err != nil {
 		return err
 	}
+	m.mu.Lock()
 	m.child = child
+	m.mu.Unlock()
 	if err := m.wait(); err != nil {
 		m.Kill()
 		m.port = 0
@@ -223,6 +227,8 @@ func (m *TPM) Stop() { m.end(syscall.SIGTERM) }
 func (m *TPM) Kill() { m.end(syscall.SIGKILL) }
 
 func (m *TPM) end(signal syscall.Signal) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.child == nil {
 		return
 	}

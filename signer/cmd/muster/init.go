@@ -65,6 +65,7 @@ cluster; a run that was cut short can simply be repeated.`,
 }
 
 func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made, error) {
+	keepSecret()
 	if err := plan.Check(); err != nil {
 		return nil, fail(exitUsage, "muster init --help", "%v", err)
 	}
@@ -77,6 +78,9 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 		return nil, fail(exitPolicy, "muster serve --dir "+quoted(dir), "%s has a cluster already; init never replaces one", dir)
 	}
 	path := filepath.Join(dir, unborn)
+	if lostStore(dir) {
+		return nil, storeLost(dir)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -95,6 +99,20 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 		return nil, err
 	}
 	return made, durable.SyncDir(dir)
+}
+
+// lostStore says that dir has a CA whose store is gone. An init that was cut short has left its unborn
+// store behind; without that, the CA's key has been in use, and must not be replaced.
+func lostStore(dir string) bool {
+	_, keyErr := os.Lstat(filepath.Join(dir, "ca/ca.key"))
+	_, bornErr := os.Lstat(filepath.Join(dir, storeFile))
+	_, unbornErr := os.Lstat(filepath.Join(dir, unborn))
+	return keyErr == nil && errors.Is(bornErr, os.ErrNotExist) && errors.Is(unbornErr, os.ErrNotExist)
+}
+
+func storeLost(dir string) error {
+	return fail(exitPolicy, "put "+storeFile+" back from a copy; to begin anew, and lose every node, move "+quoted(filepath.Join(dir, "ca"))+" away",
+		"%s has a CA, and no %s", dir, storeFile)
 }
 
 // lockDir makes dir, for its owner alone, and keeps two inits apart.
@@ -157,6 +175,8 @@ func ownHosts() []string {
 func openStore(dir string) (*bolt.Store, error) {
 	st, err := bolt.Open(filepath.Join(dir, storeFile), time.Second)
 	switch {
+	case errors.Is(err, store.ErrAbsent) && lostStore(dir):
+		return nil, storeLost(dir)
 	case errors.Is(err, store.ErrAbsent):
 		return nil, fail(exitUsage, "muster init --dir "+quoted(dir), "no cluster in %s", dir)
 	case errors.Is(err, store.ErrLocked):
