@@ -43,6 +43,11 @@ func (a *Agent) Run(ctx context.Context) (line string, err error) {
 }
 
 func (b *boot) run(ctx context.Context) (string, error) {
+	if b.forget {
+		if _, err := b.tpm.EraseRecords(b.slots); err != nil {
+			return "", tpmError(err)
+		}
+	}
 	records, err := b.begin()
 	if err != nil {
 		return "", err
@@ -67,13 +72,9 @@ func (b *boot) run(ctx context.Context) (string, error) {
 	return b.enroll(ctx, wait, false)
 }
 
-// begin reads NV and decides whom to trust. Records of another CA count as absent.
+// begin reads NV and decides whom to trust. Records of another CA count as absent. It changes
+// nothing, for the commands that look.
 func (b *boot) begin() ([]*identity, error) {
-	if b.forget {
-		if _, err := b.tpm.EraseRecords(b.slots); err != nil {
-			return nil, tpmError(err)
-		}
-	}
 	records, err := b.identities(b.tpm)
 	if err != nil {
 		return nil, tpmError(err)

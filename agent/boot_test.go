@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -678,6 +679,35 @@ func TestCommandsThatLook(t *testing.T) {
 	}
 	if _, err := a.Certificate(ctx); ExitStatus(err) != StatusFailed {
 		t.Errorf("after forget: %v", err)
+	}
+}
+
+// TestForgetIsForRun: muster.forget=1 stays on the kernel command line after the boot, and only run
+// obeys it. What is then left to status are the files.
+func TestForgetIsForRun(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	m.config.TPM, m.config.Forget = m.tpm.Spec(), "1"
+	a, err := New(m.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	for range 2 {
+		if err := a.Get(ctx, h.url.String()+wire.PathSelf, io.Discard); err != nil {
+			t.Errorf("get: %v", err)
+		}
+	}
+	if s, err := a.Status(ctx); err != nil || s.Storage != "nv" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := a.withTPM(ctx, func(d *tpm.Device) error { _, err := d.EraseRecords(a.slots); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := a.Status(ctx); err != nil || s.Storage != "head" || s.Serial != serialHex(h.cert.SerialNumber) {
+		t.Errorf("NV is empty: %+v, %v", s, err)
 	}
 }
 

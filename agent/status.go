@@ -38,9 +38,9 @@ func (a *Agent) status(ids []*identity) Status {
 		if file.Serial == s.Serial {
 			s.State, s.Head = file.State, file.Head
 		}
-	case file.Serial != "": // NV had no room
+	case file.Serial != "": // NV had no room, or has been erased since
 		s = file
-		s.TPM = a.tpmSpec()
+		s.TPM, s.Storage = a.tpmSpec(), "head"
 	}
 	if s.Expires != nil && a.clock.time().After(*s.Expires) {
 		s.State = "expired"
