@@ -58,14 +58,20 @@ func (b *boot) nodeKey() (*tpm.Key, error) {
 	return key, nil
 }
 
-// anotherKey returns a key besides first. When that one is barred as well, it makes room for a new one.
+// anotherKey returns a key besides first. When that one is barred as well, it makes room for a new one;
+// the deterministic primary takes no room, so that it is the first key that goes then.
 func (b *boot) anotherKey(first, barred *tpm.Key) (*tpm.Key, error) {
+	keep := first
 	if barred != first {
-		if err := b.tpm.EvictSlot(b.slots, barred.Slot()); err != nil {
+		gone := barred
+		if barred.Slot() == tpm.PrimarySlot {
+			gone, keep = first, barred
+		}
+		if err := b.tpm.EvictSlot(b.slots, gone.Slot()); err != nil {
 			return nil, err
 		}
 	}
-	key, _, err := b.tpm.OtherKey(b.slots, b.alg, first)
+	key, _, err := b.tpm.OtherKey(b.slots, b.alg, keep)
 	return key, err
 }
 

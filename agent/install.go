@@ -82,6 +82,10 @@ func (a *Agent) writeFiles(files []file) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return installError(err)
 	}
+	// Under a --root of somebody else's a link would lead the files, and the mode, elsewhere.
+	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+		return installError(fmt.Errorf("%s is not a directory (%v)", dir, err))
+	}
 	// Whatever the umask: programs under other users read here.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return installError(err)

@@ -212,3 +212,25 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("twice: %v, %v", removed, err)
 	}
 }
+
+// TestInstallFollowsNoLink: a link in the place of the directory leads no file elsewhere.
+func TestInstallFollowsNoLink(t *testing.T) {
+	root, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Chmod(elsewhere, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{root: root}
+	if err := os.MkdirAll(filepath.Dir(a.path(runDir)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, a.path(runDir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.writeFiles([]file{{fileCert, []byte("x"), 0o644}}); err == nil {
+		t.Error("installed through a link")
+	}
+	info, err := os.Stat(elsewhere)
+	if entries, _ := os.ReadDir(elsewhere); err != nil || info.Mode().Perm() != 0o700 || len(entries) > 0 {
+		t.Errorf("what the link leads to was changed: %v, %v", info.Mode(), entries)
+	}
+}

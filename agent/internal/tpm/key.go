@@ -291,6 +291,9 @@ func (d *Device) EvictKey(slots Slots) (bool, error) {
 
 // EvictSlot is [Device.EvictKey] for one slot, as after a renewal.
 func (d *Device) EvictSlot(slots Slots, slot int) error {
+	if slot == PrimarySlot {
+		return fmt.Errorf("%w: a primary key has none to be evicted from", ErrNoSlot)
+	}
 	_, err := d.evictSlot(slots, slot)
 	return err
 }
