@@ -110,7 +110,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 			return b.finishOffline(id, l)
 		}
 		return "", b.lateError(l)
-	case stranger(err) && offline:
+	case stranger(err) != nil && offline:
 		// Whoever sits in the head's place must not keep a node from its certificate (I3), and
 		// nothing of what follows is on its word.
 		b.log.Warn("what answers is not a head of this cluster", "err", err)

@@ -48,6 +48,7 @@ type client struct {
 	present func(*verified) (*tls.Certificate, error)
 	at      int  // index in heads
 	hurry   bool // each head is asked once: --wait 0
+	content bool // the caller can do without a head, so that strangers in its place end it at once
 	http    *http.Transport
 
 	mu     sync.Mutex
@@ -278,10 +279,11 @@ type exchange struct {
 	said    map[string]string      // what was logged of each head
 	tries   int                    // attempts so far
 	strange int                    // heads in a row that may not be believed
+	denied  error                  // the outcome while none of the heads may be
 }
 
 // call sends a request until it has an answer that another attempt would not change, or ctx ends.
-// Errors: *wire.Error for what a head refused, an *Outcome for a head that may not be believed,
+// Errors: *wire.Error for what a head refused, an *Outcome where in the end no head may be believed,
 // what body returned, and *late when ctx ended first.
 func (c *client) call(ctx context.Context, path string, body func() ([]byte, error), answer any, once ...wire.Code) error {
 	if len(c.heads) == 0 {
@@ -310,6 +312,9 @@ func (c *client) call(ctx context.Context, path string, body func() ([]byte, err
 		RetryMax: math.MaxInt, CheckRetry: x.check, Backoff: x.pause, PrepareRetry: x.next,
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
 	}).Do(req)
+	if err != nil && x.denied != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return x.denied
+	}
 	if err != nil && ctx.Err() != nil {
 		return &late{because: x.last, interrupted: ctx.Err()}
 	}
@@ -382,10 +387,15 @@ func (x *exchange) check(ctx context.Context, resp *http.Response, err error) (b
 	if errors.As(err, &e) && !x.mayChange(e.Code) {
 		return false, err
 	}
-	if !stranger(err) {
-		x.strange = 0
-	} else if x.strange++; x.strange == len(x.c.heads) {
-		return false, x.c.trust.headError(x.c.head().Host, err)
+	// A stranger counts as no answer: whoever sits in the head's place for a moment must not end a
+	// first boot (I3).
+	if stranger(err) == nil {
+		x.strange, x.denied = 0, nil
+	} else if x.strange++; x.strange >= len(x.c.heads) {
+		x.denied = x.c.trust.headError(x.c.head().Host, err)
+		if x.c.hurry || x.c.content {
+			return false, x.denied
+		}
 	}
 	if x.c.hurry && x.tries%len(x.c.heads) == 0 {
 		return false, &late{because: err, interrupted: context.DeadlineExceeded}
@@ -397,11 +407,14 @@ func (x *exchange) check(ctx context.Context, resp *http.Response, err error) (b
 // say logs why there will be another attempt, where a head's reason differs from its last one. What
 // ends the exchange is its error, and not said twice.
 func (x *exchange) say(err error) {
-	host := x.c.head().Host
-	if x.said[host] == err.Error() {
+	host, text := x.c.head().Host, err.Error()
+	if kind := stranger(err); kind != nil {
+		text = kind.Error() // the rest may name the moment
+	}
+	if x.said[host] == text {
 		return
 	}
-	x.said[host] = err.Error()
+	x.said[host] = text
 	log := x.c.log.With("head", host, "request", cmp.Or(x.path, "connect"))
 	var e *wire.Error
 	switch {
@@ -409,18 +422,21 @@ func (x *exchange) say(err error) {
 		log.Info("the head says no; waiting", "code", e.Code)
 	case errors.As(err, &e):
 		log.Info("waiting", "code", e.Code)
+	case stranger(err) != nil:
+		log.Warn("what answers is not a head of this cluster; waiting", "err", clean(err.Error()))
 	default:
-		log.Info("no answer yet", "err", err)
+		log.Info("no answer yet", "err", clean(err.Error()))
 	}
 }
 
-func stranger(err error) bool {
+// stranger returns why a head may not be believed, nil where that is not what err is about.
+func stranger(err error) error {
 	for _, target := range []error{errMismatch, errNotHead, errHost, errTime} {
 		if errors.Is(err, target) {
-			return true
+			return target
 		}
 	}
-	return false
+	return nil
 }
 
 // mayChange says whether a code is worth another attempt.

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,7 +124,7 @@ func TestProxyOfTheEnvironmentIsNotUsed(t *testing.T) {
 }
 
 // TestAnotherHead: one that is down, and one that may not be believed, cost no pause; all of them
-// strangers end it at once.
+// strangers end it at once where each is asked once, or where the caller can do without.
 func TestAnotherHead(t *testing.T) {
 	ours, other := newCA(t, "ours"), newCA(t, "other")
 	h, n := replies(reply(200, "{}"))
@@ -141,11 +142,76 @@ func TestAnotherHead(t *testing.T) {
 		c.close()
 	}
 	n.Store(0)
-	c := testBoot(&trust{pins: []pin{ours.pin()}}, bad, bad).client(nil)
-	defer c.close()
-	err := c.call(context.Background(), wire.PathSelf, nil, &wire.Self{})
-	if ExitStatus(err) != StatusConfig || n.Load() != 0 {
-		t.Errorf("%d requests, %v", n.Load(), err)
+	for _, wait := range []time.Duration{0, time.Minute} {
+		b := testBoot(&trust{pins: []pin{ours.pin()}}, bad, bad)
+		b.wait = wait
+		c := b.client(nil)
+		c.content = wait > 0
+		err := c.call(context.Background(), wire.PathSelf, nil, &wire.Self{})
+		if ExitStatus(err) != StatusConfig || n.Load() != 0 {
+			t.Errorf("%d requests, %v", n.Load(), err)
+		}
+		c.close()
+	}
+}
+
+// TestStrangerForAMoment is no answer: the head that comes back after it gets the request. One that
+// stays is the outcome when the wait is over.
+func TestStrangerForAMoment(t *testing.T) {
+	ours, other := newCA(t, "ours"), newCA(t, "other")
+	right, wrong := ours.head(t, nil), other.head(t, nil)
+	h, n := replies(reply(200, "{}"))
+	var spoofed atomic.Int32 // handshakes that the stranger is to have
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), TLSConfig: &tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if spoofed.Add(-1) >= 0 {
+				return &wrong, nil
+			}
+			return &right, nil
+		},
+	}}
+	go srv.ServeTLS(l, "", "")
+	defer srv.Close()
+	for name, c := range map[string]struct {
+		strange int32
+		wait    time.Duration
+		status  int
+	}{
+		"for a moment": {2, time.Minute, StatusDone},
+		"for ever":     {1 << 20, time.Second, StatusConfig},
+	} {
+		n.Store(0)
+		spoofed.Store(c.strange)
+		b := testBoot(&trust{pins: []pin{ours.pin()}}, &url.URL{Scheme: "https", Host: l.Addr().String()})
+		var log bytes.Buffer
+		b.log = slog.New(slog.NewTextHandler(&log, nil))
+		cl := b.client(nil)
+		ctx, cancel := context.WithTimeout(context.Background(), c.wait)
+		start := time.Now()
+		err := cl.call(ctx, wire.PathSelf, nil, &wire.Self{})
+		cancel()
+		cl.close()
+		if ExitStatus(err) != c.status || (n.Load() == 1) != (err == nil) {
+			t.Errorf("%s: %d requests, %v", name, n.Load(), err)
+		}
+		if err != nil && (time.Since(start) < c.wait || !strings.HasPrefix(err.Error(), "ca_mismatch: ")) {
+			t.Errorf("%s: %v after %v", name, err, time.Since(start))
+		}
+		if strings.Count(log.String(), "\n") != 1 {
+			t.Errorf("%s: said more than once:\n%s", name, log.String())
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(200*time.Millisecond, cancel)
+	cl := testBoot(&trust{pins: []pin{ours.pin()}}, &url.URL{Scheme: "https", Host: l.Addr().String()}).client(nil)
+	defer cl.close()
+	var late *late
+	if err := cl.call(ctx, wire.PathSelf, nil, &wire.Self{}); !errors.As(err, &late) || !errors.Is(late.interrupted, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
 	}
 }
 

@@ -28,7 +28,7 @@ func disabledNote(self *wire.Self) string {
 // Every refusal is an answer here: nothing is gained by waiting for another.
 func (b *boot) self(ctx context.Context, id *identity) (*wire.Self, *contact, error) {
 	c := b.client(b.present(id))
-	c.nv = id.leaf
+	c.nv, c.content = id.leaf, b.usable(id, nil, b.clock.past(id.leaf)) == nil
 	defer c.close()
 	var self wire.Self
 	err := c.call(ctx, wire.PathSelf, nil, &self, wire.NotEnabled, wire.Pending)

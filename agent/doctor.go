@@ -283,7 +283,7 @@ func (d *doctor) lookHead() finding {
 		ctx, cancel := context.WithTimeout(d.ctx, doctorTimeout)
 		conn, err := c.dial(ctx, hostPort(h))
 		cancel()
-		if err != nil && stranger(err) {
+		if stranger(err) != nil {
 			return failed(d.trust.headError(h.Host, err))
 		}
 		if err != nil {

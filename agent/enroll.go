@@ -140,8 +140,8 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 	self, at, err := b.self(soon, id)
 	var l *late
 	switch {
-	case errors.As(err, &l) && ctx.Err() == nil:
-		return line + "; no head could be told that it is in use: " + l.Error(), nil
+	case errors.As(err, &l) && ctx.Err() == nil, stranger(err) != nil:
+		return line + "; no head could be told that it is in use: " + err.Error(), nil
 	case err != nil:
 		return "", err
 	}

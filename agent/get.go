@@ -66,7 +66,7 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 func (b *boot) getError(u *url.URL, err error) error {
 	var k *keyError
 	switch {
-	case stranger(err):
+	case stranger(err) != nil:
 		return b.trust.headError(u.Host, err)
 	case errors.As(err, &k):
 		return tpmError(k.error)

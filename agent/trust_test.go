@@ -111,7 +111,9 @@ func TestHandshake(t *testing.T) {
 				requests.Add(1)
 				w.Write([]byte("{}"))
 			}))
-			cl := testBoot(c.trust, u).client(nil)
+			b := testBoot(c.trust, u)
+			b.wait = 0
+			cl := b.client(nil)
 			defer cl.close()
 			made := false
 			err := cl.call(context.Background(), "/v1/x", func() ([]byte, error) { made = true; return []byte("{}"), nil }, &struct{}{})
