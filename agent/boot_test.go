@@ -652,7 +652,7 @@ func TestCommandsThatLook(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := a.Get(ctx, h.url.String()+wire.PathSelf, &out); err != nil || !strings.Contains(out.String(), `"active"`) {
+	if err := a.Get(ctx, h.url.String()+wire.PathSelf, &out); err != nil || !strings.Contains(out.String(), `"node":"n0"`) {
 		t.Errorf("get: %s, %v", out.String(), err)
 	}
 	if err := a.Get(ctx, h.url.String()+"/nothing", &out); ExitStatus(err) != StatusFailed || !strings.HasSuffix(err.Error(), ": 404 Not Found: not_found: says the test") {

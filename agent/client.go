@@ -22,6 +22,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/go-retryablehttp"
 
@@ -332,7 +333,7 @@ func (l *late) Error() string {
 	if l.because == nil {
 		return l.interrupted.Error()
 	}
-	return l.because.Error()
+	return clean(l.because.Error())
 }
 
 func (l *late) Unwrap() error {
@@ -492,10 +493,11 @@ func known(code wire.Code) bool {
 	return false
 }
 
-// clean makes a text of the head's fit for a console.
+// clean makes a text of a head's or server's fit for a console: without controls, C1's too, and
+// without what turns the direction of writing.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return -1
 		}
 		return r

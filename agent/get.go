@@ -52,7 +52,7 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		message := fmt.Sprintf("%s: %s", u, resp.Status)
+		message := fmt.Sprintf("%s: %s", u, clean(resp.Status))
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, wire.MaxBody))
 		if e := ourError(body); e != nil {
 			message += ": " + e.Error()
@@ -73,5 +73,5 @@ func (b *boot) getError(u *url.URL, err error) error {
 	case errors.Is(err, context.Canceled):
 		return err
 	}
-	return tryAgain("see that the host is up", "%s: %v", u, err)
+	return tryAgain("see that the host is up", "%s: %s", u, clean(err.Error()))
 }

@@ -212,7 +212,7 @@ func (h *fakeHead) self(r *http.Request) (any, wire.Code) {
 		return nil, wire.Revoked
 	}
 	h.active = true
-	state := "active"
+	state := "act\u202eive\u009b"
 	if h.disabled {
 		state = stateDisabled
 	}
