@@ -27,6 +27,11 @@ type ended struct {
 	NotAfter time.Time `json:"not_after"` // after this the CRL need not list it
 }
 
+// end records that c ended now because another certificate took its place.
+func (c *issued) end(now time.Time) store.Put {
+	return put(prefixEnded+c.Serial, ended{At: now.UTC(), Reason: superseded, NotAfter: c.NotAfter})
+}
+
 // crlRecord is what must never go down: the number and thisUpdate of the newest CRL.
 type crlRecord struct {
 	Number     int64     `json:"number"`

@@ -28,9 +28,9 @@ func (s *site) crlServed() *x509.RevocationList {
 	s.t.Helper()
 	list, err := x509.ParseRevocationList(s.crlBytes())
 	s.must(err)
-	s.must(list.CheckSignatureFrom(s.CA()))
-	equal(s.t, "AKI", hex.EncodeToString(list.AuthorityKeyId), hex.EncodeToString(s.CA().SubjectKeyId))
-	equal(s.t, "issuer", hex.EncodeToString(list.RawIssuer), hex.EncodeToString(s.CA().RawSubject))
+	s.must(list.CheckSignatureFrom(s.ca.cert))
+	equal(s.t, "AKI", hex.EncodeToString(list.AuthorityKeyId), hex.EncodeToString(s.ca.cert.SubjectKeyId))
+	equal(s.t, "issuer", hex.EncodeToString(list.RawIssuer), hex.EncodeToString(s.ca.cert.RawSubject))
 	equal(s.t, "life", list.NextUpdate.Sub(list.ThisUpdate), crlLife)
 	return list
 }
@@ -180,7 +180,7 @@ func TestOpenSSLTakesTheCRL(t *testing.T) {
 		s.must(os.WriteFile(path, certificatePEM(der), 0o600))
 		return path
 	}
-	ca, crl := file("ca.pem", s.CA().Raw), filepath.Join(s.dir, "public", s.ca.id()+".crl.pem")
+	ca, crl := file("ca.pem", s.ca.cert.Raw), filepath.Join(s.dir, "public", s.ca.id()+".crl.pem")
 	openssl := func(args ...string) ([]byte, error) { return exec.Command("openssl", args...).CombinedOutput() }
 
 	out, err := openssl("crl", "-in", crl, "-CAfile", ca, "-verify", "-noout")

@@ -173,7 +173,7 @@ func (s *slot) ending(now time.Time) []store.Put {
 	if s.Cert == nil || s.Cert.Activated {
 		return nil
 	}
-	return []store.Put{put(prefixEnded+s.Cert.Serial, ended{At: now.UTC(), Reason: superseded, NotAfter: s.Cert.NotAfter})}
+	return []store.Put{s.Cert.end(now)}
 }
 
 // clockSlack is how far the clock may step back, as time services make it, before signing stops.

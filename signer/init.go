@@ -3,7 +3,6 @@ package signer
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -147,6 +146,3 @@ func writeCA(dir string, ca *authority) error {
 	}
 	return durable.SyncDir(dir)
 }
-
-// CA returns the certificate that nodes pin.
-func (h *Head) CA() *x509.Certificate { return h.ca.cert }

@@ -41,7 +41,6 @@ const (
 	whySigning     reason = "signing"       // the CA cannot sign
 	whyOverload    reason = "overload"
 	whyTooLarge    reason = "too-large"
-	whyNoSuchThing reason = "no-such-thing" // path or method
 	whyCSR         reason = "csr"
 	whyExpired     reason = "expired" // the certificate is over
 )

@@ -81,7 +81,7 @@ func (h *Head) activate(ctx context.Context, item store.Item, s *slot, now time.
 		Events: []store.Event{event(now, "active", s.Node, map[string]string{"serial": cert.Serial})},
 	}
 	if s.Old != nil {
-		tx.Puts = append(tx.Puts, put(prefixEnded+s.Old.Serial, ended{At: now.UTC(), Reason: superseded, NotAfter: s.Old.NotAfter}))
+		tx.Puts = append(tx.Puts, s.Old.end(now))
 	}
 	if err := h.store.Commit(ctx, tx); err != nil {
 		return err

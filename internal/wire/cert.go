@@ -5,9 +5,10 @@ import (
 	"encoding/asn1"
 )
 
-// Muster's arc is 2.25.1959598272. Its last number is the first 32 bits of SHA-256("muster"), which has its top bit clear, not a
-// whole 128-bit UUID as ITU-T X.667 would have it: crypto/x509 refuses to parse a certificate
-// whose extended key usage has an arc over 31 bits, and so would every Go program that meets ours.
+// Muster's arc is 2.25.1959598272. Its last number is the first 32 bits of SHA-256("muster"), whose
+// top bit is clear, not a whole 128-bit UUID as ITU-T X.667 would have it: crypto/x509 refuses to
+// parse a certificate whose extended key usage has an arc over 31 bits, and so would every Go
+// program that meets ours.
 var (
 	// HeadEKU marks the certificates that may play the head, beside serverAuth.
 	HeadEKU = asn1.ObjectIdentifier{2, 25, 1959598272, 1}
