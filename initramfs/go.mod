@@ -1,0 +1,7 @@
+module muster/initramfs
+
+go 1.26.0
+
+replace muster => ../
+
+require muster v0.0.0-00010101000000-000000000000
