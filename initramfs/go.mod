@@ -5,3 +5,5 @@ go 1.26.0
 replace muster => ../
 
 require muster v0.0.0-00010101000000-000000000000
+
+require golang.org/x/sys v0.49.0
