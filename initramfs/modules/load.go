@@ -159,7 +159,8 @@ func (l *Loader) aliased(name string) (names []string) {
 	return names
 }
 
-// load loads one module: first what it asks for, then what it needs, then itself, then what is to come after.
+// load loads one module, in modprobe's order: what it needs, what it would like before it, itself, and then
+// what it would like after it.
 func (l *Loader) load(name string) error {
 	if err, again := l.tried[name]; again {
 		return err
@@ -170,13 +171,13 @@ func (l *Loader) load(name string) error {
 		return l.tried[name]
 	}
 	l.tried[name] = nil
-	l.soft(name, func(s Softdep) []string { return s.Pre })
 	for _, need := range slices.Backward(m.Needs) {
 		if err := l.load(Name(need)); err != nil {
 			l.tried[name] = &Error{name, err}
 			return l.tried[name]
 		}
 	}
+	l.soft(name, func(s Softdep) []string { return s.Pre })
 	if err := l.insertFile(m.Path, l.params[name]); err != nil {
 		l.tried[name] = &Error{name, err}
 		return l.tried[name]

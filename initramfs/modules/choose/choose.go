@@ -65,7 +65,7 @@ func (c *chooser) run() error {
 	return nil
 }
 
-// place puts a module into the order, after what it would like to have and what it needs.
+// place puts a module into the order, after what it needs and what it would like to have before it.
 func (c *chooser) place(name string) error {
 	if c.placed[name] {
 		return nil
@@ -76,13 +76,13 @@ func (c *chooser) place(name string) error {
 	}
 	c.open = append(c.open, name)
 	info := c.tree.modules[name].info
-	for _, soft := range c.resolve(info.Pre) {
-		if err := c.placeSoft(soft); err != nil {
+	for _, need := range needs {
+		if err := c.place(need); err != nil {
 			return err
 		}
 	}
-	for _, need := range needs {
-		if err := c.place(need); err != nil {
+	for _, soft := range c.resolve(info.Pre) {
+		if err := c.placeSoft(soft); err != nil {
 			return err
 		}
 	}

@@ -41,6 +41,7 @@ func TestWishes(t *testing.T) {
 		{"ib_*", []string{"ib_core", "ib_uverbs", "ib_ipoib"}, "mlx5_ib"},
 		{"drivers/net/phy/", []string{"broadcom", "marvell"}, "igb"},
 		{"drivers/net/ethernet/intel/*/*", []string{"igb", "ice"}, "e100"},
+		{"ipmi_msghandler", []string{"ipmi_devintf"}, "ipmi_si"},
 		{"fs-ext3", []string{"ext4", "jbd2"}, "xfs"},
 		{"fs-debugfs", nil, "debugfs"},
 	} {

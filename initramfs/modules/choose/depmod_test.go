@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -135,4 +136,17 @@ func softdeps(x modules.Index) map[string]modules.Softdep {
 		delete(all, "mlx4_core")
 	}
 	return all
+}
+
+// TestWishGivesWay: what a module would like before itself comes after it, if it needs the module.
+func TestWishGivesWay(t *testing.T) {
+	dir := part(t, kernel(t, "generic"), "libcrc32c", "erofs")
+	from, to := filepath.Join(dir, "kernel/fs/erofs/erofs.ko"), filepath.Join(dir, "kernel/crc32c.ko")
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+	got := names(mustChoose(t, open(t, dir), "libcrc32c")) // would like crc32c, which needs libcrc32c here
+	if want := []string{"libcrc32c", "crc32c"}; !slices.Equal(got, want) {
+		t.Errorf("chosen %v, want %v", got, want)
+	}
 }
