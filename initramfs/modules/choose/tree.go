@@ -45,7 +45,7 @@ func Open(dir string) (*Tree, error) {
 		return nil, err
 	}
 	if len(t.modules) == 0 {
-		return nil, fmt.Errorf("%s has no kernel modules\nhint: name the directory that has a kernel's release for its name, /lib/modules/%s say", dir, "6.1.0-56-amd64")
+		return nil, fmt.Errorf("%s has no kernel modules\nhint: name the directory that has a kernel's release for its name: /lib/modules/6.1.0-56-amd64, say", dir)
 	}
 	if t.builtin, err = readBuiltin(dir); err != nil {
 		return nil, err
