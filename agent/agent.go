@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"muster/agent/cmdline"
 	"muster/agent/internal/tpm"
 	"muster/internal/template"
 )
@@ -39,6 +40,8 @@ type Agent struct {
 	clock    *clock
 	root     string
 	sys      string
+	hostname func() (string, error)
+	network  func(context.Context) error
 	log      *slog.Logger
 	warnings []string // what the configuration said that nothing understands
 }
@@ -67,10 +70,14 @@ func (a *Agent) openTPM(ctx context.Context) (*tpm.Device, error) {
 	return tpm.Open(ctx, a.spec)
 }
 
-// initramfs says whether this is one (os-release(5), /etc/initrd-release).
-func (a *Agent) initramfs() bool {
-	_, err := os.Stat(a.path("/etc/initrd-release"))
-	return err == nil
+func (a *Agent) initramfs() bool { return stage(a.root) == cmdline.Initramfs }
+
+// stage says what root is of (os-release(5), /etc/initrd-release).
+func stage(root string) cmdline.Stage {
+	if _, err := os.Stat(filepath.Join(root, "/etc/initrd-release")); err == nil {
+		return cmdline.Initramfs
+	}
+	return cmdline.System
 }
 
 // tpmError is the outcome of a TPM that did not do what was asked; an interruption stays one.

@@ -43,10 +43,8 @@ func (a *Agent) Run(ctx context.Context) (line string, err error) {
 }
 
 func (b *boot) run(ctx context.Context) (string, error) {
-	if b.forget {
-		if _, err := b.tpm.EraseRecords(b.slots); err != nil {
-			return "", tpmError(err)
-		}
+	if err := b.forgetOnce(); err != nil {
+		return "", err
 	}
 	records, err := b.begin()
 	if err != nil {

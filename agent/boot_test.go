@@ -711,6 +711,55 @@ func TestForgetIsForRun(t *testing.T) {
 	}
 }
 
+// TestForgetOnce: muster.forget=1 is obeyed once a boot. The system's run, which reads the same kernel
+// command line, and a run that is repeated find the record that the first one wrote.
+func TestForgetOnce(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	m.config.Forget = "1"
+	for boot := range 2 {
+		m.reboot()
+		if line := m.must(); !strings.Contains(line, "enrolled at") {
+			t.Errorf("boot %d: the record was not erased: %s", boot, line)
+		}
+		if line := m.must(); !strings.Contains(line, "confirmed by") {
+			t.Errorf("boot %d: the second run erased it again: %s", boot, line)
+		}
+	}
+}
+
+// TestOnline: the key is made while the network comes up, and nothing is sent before; the name may come
+// with the network.
+func TestOnline(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.config.Node, m.config.Wait = "", "1m"
+	name, failures := "(none)", 1
+	m.config.Hostname = func() (string, error) { return name, nil }
+	m.config.Online = func(context.Context) error {
+		if m.did(tpm2.TPMCCEvictControl) != 1 {
+			t.Error("the key is not in its place")
+		}
+		if h.tcp.accepted.Load() > 0 && name == "(none)" {
+			t.Error("a head was asked without a network")
+		}
+		if failures--; failures >= 0 {
+			return errors.New("no link")
+		}
+		name = "n0"
+		return nil
+	}
+	if line := m.must(); !strings.HasPrefix(line, "n0: enrolled at") {
+		t.Errorf("%s", line)
+	}
+	if !strings.Contains(m.log.String(), "no link") {
+		t.Error("what the network waits for is not said")
+	}
+}
+
 // TestGetTrusts: a server of the pinned CA need not be a head, but must be the URL's host.
 func TestGetTrusts(t *testing.T) {
 	h := newHead(t)

@@ -47,6 +47,7 @@ type client struct {
 	check func(chain []*x509.Certificate, host string, at time.Time) (*verified, error)
 	// present chooses the certificate for a verified head; nil: none.
 	present func(*verified) (*tls.Certificate, error)
+	online  func(context.Context) error
 	at      int  // index in heads
 	hurry   bool // each head is asked once: --wait 0
 	content bool // the caller can do without a head, so that strangers in its place end it at once
@@ -58,7 +59,7 @@ type client struct {
 }
 
 func (b *boot) client(present func(*verified) (*tls.Certificate, error)) *client {
-	c := &client{trust: b.trust, check: b.trust.verifyHead, clock: b.clock, log: b.log, present: present, hurry: b.wait == 0}
+	c := &client{trust: b.trust, check: b.trust.verifyHead, clock: b.clock, log: b.log, present: present, online: b.online, hurry: b.wait == 0}
 	for _, i := range rand.Perm(len(b.heads)) {
 		c.heads = append(c.heads, b.heads[i])
 	}
@@ -228,6 +229,9 @@ func (c *client) connect(ctx context.Context, addr string) error {
 	c.mu.Unlock()
 	if live != nil && live.addr == addr && !live.closed.Load() {
 		return nil
+	}
+	if err := c.online(ctx); err != nil {
+		return err
 	}
 	conn, err := c.dial(ctx, addr)
 	if err != nil {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"muster/agent/cmdline"
 	"muster/agent/internal/tpm"
 	"muster/internal/template"
 )
@@ -76,7 +78,7 @@ var optionNames = []string{"head", "ca", "node", "wait", "tpm", "install", "cloc
 // /etc/muster/agent.toml and works on the running system.
 //
 // An option is taken from Options, else from the file, else from the kernel command line, where its
-// name has "muster." before it.
+// name has "muster." before it, or "rd.muster." for an initramfs alone.
 type Config struct {
 	Options
 
@@ -91,6 +93,9 @@ type Config struct {
 	SetClock     func(time.Time) error // nil: clock_settime(2)
 	Built        time.Time             // lowest time that can be: when the program's source was committed
 	Hostname     func() (string, error)
+	// Online waits for the network, while the TPM is at work already; nil: it is up. It is asked before
+	// each connection to a head. A name that comes with the network is taken then.
+	Online func(context.Context) error
 }
 
 // New reads the sources and checks every value, once. Errors are an [*Outcome] of StatusConfig that
@@ -98,14 +103,14 @@ type Config struct {
 func New(c Config) (*Agent, error) {
 	c.defaults()
 	s := &settings{from: map[string]string{}}
-	if err := s.readCmdline(c.Cmdline); err != nil {
+	if err := s.readCmdline(c.Cmdline, stage(c.Root)); err != nil {
 		return nil, err
 	}
 	if err := s.readFile(c.Root, c.File); err != nil {
 		return nil, err
 	}
 	s.readOptions(c.Options)
-	a := &Agent{root: c.Root, sys: c.Sys, log: c.Log, warnings: s.warnings}
+	a := &Agent{root: c.Root, sys: c.Sys, log: c.Log, hostname: c.Hostname, network: c.Online, warnings: s.warnings}
 	a.clock = &clock{now: c.Now, synchronised: c.Synchronised, set: c.SetClock, built: c.Built}
 	if err := s.check(a); err != nil {
 		return nil, err
@@ -116,9 +121,8 @@ func New(c Config) (*Agent, error) {
 			a.clock.mode = clockSet
 		}
 	}
-	if a.named = s.Node != ""; !a.named {
-		a.name = hostname(c.Hostname)
-	}
+	a.named = s.Node != ""
+	a.findName()
 	for _, w := range a.warnings {
 		a.log.Warn("configuration is not understood", "what", w)
 	}
@@ -150,6 +154,9 @@ func (c *Config) defaults() {
 	if c.Hostname == nil {
 		c.Hostname = os.Hostname
 	}
+	if c.Online == nil {
+		c.Online = func(context.Context) error { return nil }
+	}
 }
 
 // settings collects the options, and where each was set.
@@ -176,7 +183,7 @@ func (s *settings) readOptions(o Options) {
 	}
 }
 
-func (s *settings) readCmdline(path string) error {
+func (s *settings) readCmdline(path string, stage cmdline.Stage) error {
 	line, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // /proc is not mounted
@@ -185,9 +192,9 @@ func (s *settings) readCmdline(path string) error {
 		return badConfig("", "kernel command line: %v", err)
 	}
 	var unknown []string
-	for _, w := range musterWords(string(line)) {
-		if !s.put(w.name, w.value, "kernel command line, muster."+w.name) {
-			unknown = append(unknown, "muster."+w.name)
+	for _, w := range cmdline.Agent(string(line), stage) {
+		if !s.put(w.Name, w.Value, "kernel command line, muster."+w.Name) {
+			unknown = append(unknown, "muster."+w.Name)
 		}
 	}
 	if len(unknown) > 0 {

@@ -77,18 +77,25 @@ func (a *Agent) absPath(file string) string {
 	return a.path(file)
 }
 
-func (a *Agent) writeFiles(files []file) error {
+func (a *Agent) makeRunDir() error {
 	dir := a.path(runDir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return installError(err)
 	}
 	// Under a --root of somebody else's a link would lead the files, and the mode, elsewhere.
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
-		return installError(fmt.Errorf("%s is not a directory (%v)", dir, err))
+		return installError(fmt.Errorf("%s is not a directory", dir))
 	}
 	// Whatever the umask: programs under other users read here.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return installError(err)
+	}
+	return nil
+}
+
+func (a *Agent) writeFiles(files []file) error {
+	if err := a.makeRunDir(); err != nil {
+		return err
 	}
 	for _, f := range files {
 		if same(a.path(f.path), f.data, f.mode) {
@@ -208,7 +215,7 @@ default_properties = ?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes,tpm2.rand!
 
 // uninstall removes what install wrote, and says whether there was any.
 func (a *Agent) uninstall() (removed bool, failed error) {
-	for _, f := range []string{fileCert, fileChain, fileKey, fileConf, fileStatus, fileCA} {
+	for _, f := range []string{fileCert, fileChain, fileKey, fileConf, fileStatus, fileCA, fileForgotten} {
 		err := os.Remove(a.path(f))
 		removed = removed || err == nil
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,6 +36,22 @@ func hostname(ask func() (string, error)) string {
 		return ""
 	}
 	return name
+}
+
+// findName takes the hostname for the node's name, unless that was configured.
+func (a *Agent) findName() {
+	if !a.named {
+		a.name = hostname(a.hostname)
+	}
+}
+
+// online waits for the network. The hostname may come with it.
+func (a *Agent) online(ctx context.Context) error {
+	if err := a.network(ctx); err != nil {
+		return err
+	}
+	a.findName()
+	return nil
 }
 
 // hints reads what may help the head to find the node's record. sys is where sysfs is.
