@@ -1,0 +1,78 @@
+// Mkinitramfs builds Muster's boot image: an initramfs with /init, the kernel modules that a node needs to
+// reach its head, and, where wanted, what the node is to trust. The same source and the same options give
+// the same bytes.
+//
+// Synopsis:
+//
+//	mkinitramfs -o FILE [-kernel DIR] [-modules LIST] [-firmware DIR] [-ca PIN|FILE] [-head URL,…]
+//	            [-file FROM:TO]…
+//
+// Options:
+//
+//	-o FILE         the image; its name ends in .cpio, .cpio.gz, .cpio.xz or .cpio.zst
+//	-kernel DIR     the kernel's modules, /lib/modules/RELEASE; without it the image has none
+//	-modules LIST   sets, names and patterns of modules, separated by commas; default tpm,virtio,server,
+//	                and root (file systems and disks) with them
+//	-firmware DIR   /lib/firmware: files that the chosen modules ask for go into the image
+//	-ca PIN|FILE    the cluster's CA, for nodes whose kernel command line has no muster.ca=
+//	-head URL,…     the heads, for nodes whose kernel command line has no muster.head=
+//	-file FROM:TO   a file of the site's, and its place in the image
+//	-committed N    when the source was committed, in Unix seconds: no node is earlier than that
+//
+// It runs the go command in the directory of this module.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stderr)) }
+
+// run is the program: it returns the exit status, 2 for a command line that makes no sense.
+func run(args []string, stderr io.Writer) int {
+	var r recipe
+	fs := flag.NewFlagSet("mkinitramfs", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&r.out, "o", "", "the image, `FILE`.cpio, .cpio.gz, .cpio.xz or .cpio.zst")
+	fs.StringVar(&r.kernel, "kernel", "", "`DIR` of the kernel's modules, /lib/modules/RELEASE")
+	fs.Var((*list)(&r.modules), "modules", "`LIST` of sets, names and patterns of modules (default tpm,virtio,server,root)")
+	fs.StringVar(&r.firmware, "firmware", "", "`DIR` of firmware files")
+	fs.StringVar(&r.ca, "ca", "", "the cluster's CA: `sha256:HEX`, or a PEM file")
+	fs.StringVar(&r.head, "head", "", "the heads, `URLS` separated by commas")
+	fs.Var((*list)(&r.files), "file", "a file for the image, `FROM:TO`")
+	fs.Int64Var(&r.committed, "committed", 0, "when the source was committed, in Unix `SECONDS`")
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err == nil && (fs.NArg() > 0 || r.out == "") {
+		err = errors.New("one -o FILE is wanted, and no arguments")
+	}
+	if err == nil {
+		err = r.check()
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "mkinitramfs: %v\nhint: mkinitramfs -h\n", err)
+		return 2
+	}
+	if err := r.build(stderr); err != nil {
+		fmt.Fprintf(stderr, "mkinitramfs: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// list is a flag that may be repeated, and whose value may be several with commas.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(text string) error {
+	*l = append(*l, strings.FieldsFunc(text, func(r rune) bool { return r == ',' })...)
+	return nil
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/u-root/gobusybox/src/pkg/golang"
+	"github.com/u-root/mkuimage/cpio"
+	"github.com/u-root/mkuimage/uimage"
+	"github.com/u-root/uio/llog"
+
+	"muster/initramfs/modules/choose"
+	"muster/internal/durable"
+)
+
+// recipe is what the image is to be made of.
+type recipe struct {
+	out, kernel, firmware, ca, head string
+	modules, files                  []string
+	committed                       int64
+	pack                            packer
+}
+
+// check refuses what could only fail on the node.
+func (r *recipe) check() (err error) {
+	if r.pack, err = packerFor(r.out); err != nil {
+		return err
+	}
+	if len(r.modules) == 0 {
+		r.modules = append(choose.Default[:len(choose.Default):len(choose.Default)], "root")
+	}
+	for _, head := range strings.Split(r.head, ",") {
+		if u, err := url.Parse(head); r.head != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
+			return fmt.Errorf("-head %s: not https://HOST:PORT", head)
+		}
+	}
+	if pin, ok := strings.CutPrefix(r.ca, "sha256:"); ok {
+		if b, err := hex.DecodeString(pin); err != nil || len(b) != 32 {
+			return fmt.Errorf("-ca %s: not sha256: and 64 hex digits", r.ca)
+		}
+	}
+	for _, f := range r.files {
+		if from, to, ok := strings.Cut(f, ":"); !ok || from == "" || to == "" {
+			return fmt.Errorf("-file %s: not FROM:TO", f)
+		}
+	}
+	return nil
+}
+
+// build makes the image: u-root's builder compiles /init, as small as gobusybox's flags make it, and
+// lays the archive out.
+func (r *recipe) build(stderr io.Writer) error {
+	records, err := r.records(stderr)
+	if err != nil {
+		return err
+	}
+	base, err := cpio.ArchiveFromRecords(records)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp("", "mkinitramfs")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	archive := filepath.Join(tmp, "image.cpio")
+	// Debian's kernels and HTTP/2: the head speaks HTTP/1.1 alone. -a=false is for Go's build cache, which
+	// knows flags and content.
+	err = uimage.Create(llog.New(slog.LevelWarn, llog.WritePrintf(stderr)),
+		uimage.WithReplaceEnv(golang.Default(golang.DisableCGO(), golang.WithBuildTag("nethttpomithttp2"))),
+		uimage.WithBaseArchive(base),
+		uimage.WithTempDir(tmp),
+		uimage.WithBinaryCommandsOpts(&golang.BuildOpts{ExtraArgs: []string{
+			"-a=false", "-buildvcs=false", fmt.Sprintf("-ldflags=-s -w -buildid= -X main.committed=%d", r.committed),
+		}}, "./cmd/init"),
+		uimage.WithInit("init"),
+		uimage.WithCPIOOutput(archive),
+	)
+	if err != nil {
+		return err
+	}
+	return r.write(archive)
+}
+
+func (r *recipe) write(archive string) error {
+	plain, err := os.ReadFile(archive)
+	if err != nil {
+		return err
+	}
+	packed, err := r.pack(plain)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(r.out, packed, 0o644)
+}
+
+// records are the image's files beside /init.
+func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
+	records := []cpio.Record{
+		cpio.CharDev("dev/console", 0o600, 5, 1), // the kernel opens it before anything is mounted
+		cpio.StaticFile("etc/initrd-release", "ID=muster\nNAME=\"Muster boot image\"\n", 0o644),
+	}
+	for _, dir := range []string{"dev", "etc", "proc", "run", "sys", "tmp"} {
+		records = append(records, cpio.Directory(dir, 0o755))
+	}
+	trust, err := r.trust()
+	if err != nil {
+		return nil, err
+	}
+	drivers, err := r.drivers(stderr)
+	if err != nil {
+		return nil, err
+	}
+	files, err := r.siteFiles()
+	if err != nil {
+		return nil, err
+	}
+	return append(append(append(records, trust...), drivers...), files...), nil
+}
+
+// trust is what the image says of heads and CA.
+func (r *recipe) trust() (records []cpio.Record, err error) {
+	var conf strings.Builder
+	if r.head != "" {
+		fmt.Fprintf(&conf, "head = %q\n", r.head)
+	}
+	if strings.HasPrefix(r.ca, "sha256:") {
+		fmt.Fprintf(&conf, "ca = %q\n", r.ca)
+	} else if r.ca != "" {
+		pem, err := os.ReadFile(r.ca)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, cpio.StaticFile("etc/muster/ca.pem", string(pem), 0o644))
+	}
+	if conf.Len() > 0 {
+		records = append(records, cpio.StaticFile("etc/muster/agent.toml", conf.String(), 0o644))
+	}
+	if len(records) > 0 {
+		records = append(records, cpio.Directory("etc/muster", 0o755))
+	}
+	return records, nil
+}
+
+// drivers are the modules that were asked for, with what they need, and the firmware that is at hand.
+func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
+	if r.kernel == "" {
+		return nil, nil
+	}
+	tree, err := choose.Open(r.kernel)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := tree.Choose(r.modules...)
+	if err != nil {
+		return nil, err
+	}
+	files, err := chosen.Files()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		records = append(records, cpio.StaticFile(f.Path, string(f.Content), 0o644))
+	}
+	if r.firmware == "" {
+		return records, nil
+	}
+	for _, fw := range chosen.Firmware(os.DirFS(r.firmware)) {
+		if len(fw.Files) == 0 {
+			fmt.Fprintf(stderr, "mkinitramfs: %s may ask for firmware %s, which is not at hand\n", fw.Module, fw.Name)
+		}
+		for _, name := range fw.Files {
+			data, err := os.ReadFile(filepath.Join(r.firmware, name))
+			if err != nil {
+				return nil, err
+			}
+			records = append(records, cpio.StaticFile(path.Join("lib/firmware", name), string(data), 0o644))
+		}
+	}
+	return records, nil
+}
+
+// siteFiles are the files that the site adds, with their own modes.
+func (r *recipe) siteFiles() (records []cpio.Record, err error) {
+	for _, f := range r.files {
+		from, to, _ := strings.Cut(f, ":")
+		info, err := os.Stat(from)
+		if err != nil {
+			return nil, err
+		}
+		if !info.Mode().IsRegular() {
+			return nil, errors.New("-file " + from + ": not a regular file")
+		}
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, cpio.StaticFile(strings.TrimPrefix(path.Clean("/"+to), "/"), string(data), uint64(info.Mode().Perm())))
+	}
+	return records, nil
+}

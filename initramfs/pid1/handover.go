@@ -1,0 +1,166 @@
+package pid1
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/u-root/u-root/pkg/mount"
+
+	"muster/agent"
+	"muster/agent/cmdline"
+)
+
+// handover is how this initramfs ends, as the kernel command line has it.
+type handover struct {
+	root   string   // muster.root: what holds the root
+	image  *url.URL // muster.image
+	sum    [32]byte // muster.image-sha256
+	exec   string   // muster.exec
+	onFail policy   // muster.fail
+	shell  bool     // muster.shell
+
+	// The kernel's own words for a root.
+	fstype, flags string
+	rw            bool
+	init          string
+}
+
+// policy is muster.fail: what to do when the node has no certificate.
+type policy string
+
+const (
+	failContinue policy = "continue" // with the hand-over, without a certificate
+	failReboot   policy = "reboot"
+	failHalt     policy = "halt"
+)
+
+func (p policy) sentence() string {
+	switch p {
+	case failReboot:
+		return "rebooting in " + rebootPause.String()
+	case failHalt:
+		return "halted"
+	}
+	return "going on without a certificate"
+}
+
+// policy is what to do about a node without a certificate. It cannot fetch an image, so that there is
+// nothing to go on with.
+func (h *handover) policy() policy {
+	if h.onFail == failContinue && h.image != nil {
+		return failReboot
+	}
+	return h.onFail
+}
+
+const handoverHint = "on the kernel command line: one of muster.root=DEVICE, muster.image=https://… with muster.image-sha256=HEX, or muster.exec=PROGRAM"
+
+func badHandover(format string, args ...any) error {
+	return &agent.Outcome{Status: agent.StatusConfig, Message: "kernel command line: " + fmt.Sprintf(format, args...), Hint: handoverHint}
+}
+
+// parseHandover reads the words that say how to end. What it could read is in the handover even where
+// there is an error.
+func parseHandover(line string) (*handover, error) {
+	h := &handover{onFail: failContinue, init: "/sbin/init"}
+	for _, w := range cmdline.Parse(line) {
+		switch w.Name {
+		case "init":
+			h.init = w.Value
+		case "rootfstype":
+			h.fstype = w.Value
+		case "rootflags":
+			h.flags = w.Value
+		case "ro", "rw":
+			h.rw = w.Name == "rw"
+		}
+	}
+	ours := cmdline.Handover(line)
+	switch v := ours["shell"]; v {
+	case "", "0", "1":
+		h.shell = v == "1"
+	default:
+		return h, badHandover("muster.shell=%s: write 1 or 0", v)
+	}
+	switch p := policy(ours["fail"]); p {
+	case failContinue, failReboot, failHalt:
+		h.onFail = p
+	case "":
+	default:
+		return h, badHandover("muster.fail=%s: write continue, reboot or halt", p)
+	}
+	h.root, h.exec = ours["root"], ours["exec"]
+	if err := h.parseImage(ours["image"], ours["image-sha256"]); err != nil {
+		return h, err
+	}
+	if named := len(h.root) > 0; named && (h.image != nil || h.exec != "") || h.image != nil && h.exec != "" {
+		return h, badHandover("more than one of muster.root, muster.image and muster.exec")
+	}
+	return h, nil
+}
+
+func (h *handover) parseImage(image, sum string) error {
+	if image == "" {
+		return nil
+	}
+	u, err := url.Parse(image)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return badHandover("muster.image=%s: not an https URL", image)
+	}
+	b, err := hex.DecodeString(strings.TrimPrefix(sum, "sha256:"))
+	if err != nil || len(b) != len(h.sum) {
+		return badHandover("muster.image needs muster.image-sha256= with 64 hex digits")
+	}
+	h.image, h.sum = u, [32]byte(b)
+	return nil
+}
+
+// newRoot is where the root is mounted that takes over.
+const newRoot = "/sysroot"
+
+// handOver ends this program by becoming another, or switches the machine off where none was named. It
+// returns only an error.
+func (n *node) handOver(h *handover) error {
+	switch {
+	case h.exec != "":
+		n.console.say("starting %s", h.exec)
+		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
+		return fmt.Errorf("muster.exec=%s: %w", h.exec, unix.Exec(h.exec, []string{h.exec}, env))
+	case h.root != "":
+		what, err := n.mountDisk(h)
+		if err != nil {
+			return fmt.Errorf("muster.root=%s: %w", h.root, err)
+		}
+		return n.switchRoot(h, what)
+	case h.image != nil:
+		what, err := n.mountImage(h)
+		if err != nil {
+			return fmt.Errorf("muster.image=%s: %w", h.image, err)
+		}
+		return n.switchRoot(h, what)
+	}
+	n.console.say("nothing to hand over to; switching off")
+	n.console.hint(handoverHint)
+	n.end("")
+	return nil
+}
+
+// switchRoot starts the init of the root at newRoot. /run goes along, and with it what was installed.
+func (n *node) switchRoot(h *handover, what string) error {
+	if _, err := os.Lstat(newRoot + h.init); err != nil {
+		return fmt.Errorf("%s has no %s", what, h.init)
+	}
+	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
+		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	n.console.say("handing over to %s: %s", what, h.init)
+	return mount.SwitchRoot(newRoot, h.init)
+}

@@ -1,0 +1,186 @@
+// Package pid1 is the first program of Muster's boot image: it brings a node from the kernel's hands to
+// its certificate, and on to the system that runs there.
+//
+// It holds one invariant: it always ends as it was told to on the kernel command line. The node goes on
+// to the root that was named, or is powered off, rebooted or halted, whatever fails on the way; a shell is
+// opened only when muster.shell=1 asks for one.
+//
+// The files follow the flow: mounts, modules, network (with ip.go, what the kernel command line says of
+// it), the agent's run, and the hand-over: disk (muster.root), image (muster.image) or a site's own
+// program (muster.exec). Console is what a person sees of it.
+package pid1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"muster/agent"
+)
+
+// node is one boot.
+type node struct {
+	built   time.Time // lowest time that can be
+	console *console
+	line    string // the kernel command line
+	drivers *drivers
+	network *network
+	agent   *agent.Agent
+	status  int // the agent's exit status
+}
+
+// Run boots the node. It returns only an error that says that this is no first program.
+//
+//  1. Mount what the kernel offers, and read its command line.
+//  2. Load the drivers of what this machine has.
+//  3. Bring the network up, and meanwhile begin with the TPM: the agent asks for the network when it
+//     needs it.
+//  4. Hand over, or do what muster.fail says.
+//
+// Built is when the image's source was committed.
+func Run(built time.Time) error {
+	if os.Getpid() != 1 {
+		return errors.New("this is the init of a boot image, and no program to be started by hand")
+	}
+	log.SetOutput(io.Discard) // u-root's packages narrate
+	n := &node{built: built, console: &console{w: os.Stdout}}
+	h, err := n.start()
+	if err == nil {
+		err = n.enrol()
+	}
+	if err != nil {
+		n.fail(h, err)
+	}
+	n.failHandOver(h, n.handOver(h))
+	return nil
+}
+
+// start does what comes before the agent. The handover is good to follow even where there is an error.
+func (n *node) start() (h *handover, err error) {
+	if err := mountKernel(); err != nil {
+		return &handover{}, err
+	}
+	n.console.openKmsg()
+	text, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return &handover{}, err
+	}
+	n.line = string(text)
+	if h, err = parseHandover(n.line); err != nil {
+		return h, err
+	}
+	if n.drivers, err = openDrivers(n.line); err != nil {
+		n.console.say("kernel modules: %v", err)
+	}
+	loaded, err := n.drivers.coldplug()
+	if err != nil { // the others may be all that is needed
+		n.console.say("kernel modules: %v", err)
+	}
+	if loaded != "" {
+		n.console.say("drivers: %s", loaded)
+	}
+	return h, nil
+}
+
+// enrol is the agent's part. A panic in it must not take the kernel down with it.
+func (n *node) enrol() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: %v\n%s", p, debug.Stack())
+		}
+	}()
+	links, err := parseIP(n.line)
+	if err != nil {
+		return &agent.Outcome{Status: agent.StatusConfig, Message: err.Error(), Hint: "write ip=dhcp, or ip=ADDRESS::GATEWAY:NETMASK::DEVICE:none"}
+	}
+	ctx := context.Background()
+	n.network = startNetwork(ctx, links, n.console)
+	n.agent, err = agent.New(agent.Config{
+		Built: n.built, Online: n.network.online, Log: slog.New(n.console.handler()),
+	})
+	if err != nil {
+		return err
+	}
+	line, err := n.agent.Run(ctx)
+	if err == nil {
+		n.console.say("%s", line)
+	}
+	return err
+}
+
+// fail says what went wrong and does what muster.fail says. It returns where that is to go on.
+func (n *node) fail(h *handover, err error) {
+	n.status = agent.ExitStatus(err)
+	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
+	n.console.say("%s (status %d)", message, n.status)
+	policy := h.policy()
+	n.console.say("%s", policy.sentence())
+	if hint != "" {
+		n.console.hint(hint)
+	}
+	if h.shell {
+		n.shell()
+	}
+	if policy != failContinue {
+		n.end(policy)
+	}
+}
+
+// failHandOver ends a boot that has nowhere to go on to.
+func (n *node) failHandOver(h *handover, err error) {
+	policy := failReboot
+	if h.onFail == failHalt {
+		policy = failHalt
+	}
+	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
+	if hint == "" {
+		hint = handoverHint
+	}
+	n.console.say("%s", message)
+	n.console.say("%s", policy.sentence())
+	n.console.hint(hint)
+	if h.shell {
+		n.shell()
+	}
+	n.end(policy)
+}
+
+// shell is for a person at the console, and only where the kernel command line asked for it.
+func (n *node) shell() {
+	n.console.say("muster.shell=1: a shell, until it ends")
+	p, err := os.StartProcess("/bin/sh", []string{"sh"}, &os.ProcAttr{
+		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+	})
+	if err != nil {
+		n.console.say("there is no shell in this image: %v", err)
+		return
+	}
+	p.Wait()
+}
+
+// environ is what programs that are started get.
+var environ = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/bbin", "HOME=/", "TERM=linux"}
+
+// end leaves this machine in the state that a policy asks for.
+func (n *node) end(p policy) {
+	unix.Sync()
+	how := unix.LINUX_REBOOT_CMD_POWER_OFF
+	switch p {
+	case failReboot:
+		n.console.pause()
+		how = unix.LINUX_REBOOT_CMD_RESTART
+	case failHalt:
+		how = unix.LINUX_REBOOT_CMD_HALT
+	}
+	unix.Reboot(how)
+	select {} // an init that returns is a kernel panic
+}
