@@ -95,10 +95,10 @@ func TestStrangersArePushedOutByStrangers(t *testing.T) {
 	equal(t, "strangers", len(s.seen.strangers), maxStrangers)
 	equal(t, "strangers in order", s.seen.order.Len(), maxStrangers)
 	equal(t, "known", len(s.seen.known), 1)
-	if _, seen := s.seen.of("x499"); seen {
+	if s.seen.of("x499") != (trace{}) {
 		t.Error("the oldest strangers are still there")
 	}
-	if last, seen := s.seen.of(fmt.Sprintf("x%d", maxStrangers+499)); !seen || last.Count != 1 {
+	if last := s.seen.of(fmt.Sprintf("x%d", maxStrangers+499)).last; last == nil || last.Count != 1 {
 		t.Error("the newest stranger is not there")
 	}
 	// What is kept of each is small, whatever it sends.
@@ -117,12 +117,12 @@ func TestSightingsCount(t *testing.T) {
 	for range 3 {
 		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
 	}
-	if last, _ := s.seen.of("n0"); last.Count != 3 || last.Reason != whyUnknown {
+	if last := s.seen.of("n0").last; last.Count != 3 || last.Reason != whyUnknown {
 		t.Errorf("got %+v", last)
 	}
 	s.enable("n0")
 	s.challenged(k, "n0")
-	if last, _ := s.seen.of("n0"); last.Count != 1 || last.Reason != "" {
+	if last := s.seen.of("n0").last; last.Count != 1 || last.Reason != "" {
 		t.Errorf("got %+v", last)
 	}
 }

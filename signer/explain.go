@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"muster/internal/wire"
 )
 
 // WhyRequest is `muster why`.
@@ -18,7 +20,8 @@ type WhyView struct {
 	State    State     `json:"state,omitempty"`
 	Sentence string    `json:"sentence"`
 	Hint     string    `json:"hint,omitempty"`
-	Last     *sighting `json:"last,omitempty"` // since this head started
+	Last     *sighting `json:"last,omitempty"`   // since this head started
+	Report   *report   `json:"report,omitempty"` // of a machine that has proved nothing, and has not asked since
 }
 
 func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, error) {
@@ -36,34 +39,46 @@ func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, er
 	if err != nil {
 		return nil, err
 	}
-	view := WhyView{Schema: "muster.why/v1", Node: name}
-	last, seen := h.seen.of(name)
-	if seen {
-		view.Last = &last
-	}
+	seen := h.seen.of(name)
+	view := WhyView{Schema: "muster.why/v1", Node: name, Last: seen.last, Report: seen.report}
 	if item.Revision == 0 {
-		view.Sentence, view.Hint = explainUnknown(name, view.Last)
-		if !seen {
+		view.Sentence, view.Hint = explainUnknown(name, seen)
+		if seen.last == nil && seen.report == nil {
 			return nil, adminError(KindNone, view.Hint, "%s", view.Sentence)
 		}
-		return view, nil
+	} else {
+		s, err := parse[slot](item)
+		if err != nil {
+			return nil, err
+		}
+		now := h.now()
+		view.State = s.state(now)
+		view.Sentence, view.Hint = explain(s, view.Last, now)
 	}
-	s, err := parse[slot](item)
-	if err != nil {
-		return nil, err
+	if view.Report != nil {
+		view.add(explainReport(name, view.Report))
 	}
-	now := h.now()
-	view.State = s.state(now)
-	view.Sentence, view.Hint = explain(s, view.Last, now)
 	return view, nil
 }
 
-func explainUnknown(name string, last *sighting) (sentence, hint string) {
-	enable := "muster certs enable -i " + name
-	if last == nil {
-		return name + " was never seen and never enabled", enable
+// add puts a report after what is known, and hides none of that: anybody can send one.
+func (v *WhyView) add(sentence, hint string) {
+	v.Sentence += "; " + sentence
+	if v.Hint != "" {
+		hint = v.Hint + "; " + hint
 	}
-	return fmt.Sprintf("%s asked %s%s, and is not known", name, times(last.Count), from(last)), enable
+	v.Hint = hint
+}
+
+func explainUnknown(name string, seen trace) (sentence, hint string) {
+	enable := "muster certs enable -i " + name
+	switch {
+	case seen.last != nil:
+		return fmt.Sprintf("%s asked %s%s, and is not known", name, times(seen.last.Count), from(seen.last.Addr, seen.last.At)), enable
+	case seen.report != nil:
+		return name + " was never enabled", enable
+	}
+	return name + " was never seen and never enabled", enable
 }
 
 // explain is the one sentence about a node of the record. What it was refused for last comes
@@ -89,7 +104,7 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 	case StateOpen:
 		asked := "has not asked since this head started"
 		if last != nil {
-			asked = "has not asked since; it last did" + from(last)
+			asked = "has not asked since; it last did" + from(last.Addr, last.At)
 		}
 		return fmt.Sprintf("%s may enrol until %s, and %s", name, day(s.Grant.Until), asked), "boot the node; on it: muster-agent doctor"
 	}
@@ -111,41 +126,77 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		if s.open(now) {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s asked %s%s, and was refused: %s", name, times(last.Count), from(last), last.Detail), enable, true
+		return fmt.Sprintf("%s asked %s%s, and was refused: %s", name, times(last.Count), from(last.Addr, last.At), last.Detail), enable, true
 	case whyLevel:
-		return fmt.Sprintf("%s asked%s with the EK %s, which is not recorded, and the grant asks for more", name, from(last), last.EK),
+		return fmt.Sprintf("%s asked%s with the EK %s, which is not recorded, and the grant asks for more", name, from(last.Addr, last.At), last.EK),
 			enable + " --level pinned --ek " + last.EK, true
 	case whyOtherTPM:
 		return fmt.Sprintf("another TPM (EK %s) asked %s%s, to be %s, which is bound to the EK %s",
-			last.EK, times(last.Count), from(last), name, s.EK), "muster certs show -i " + name, true
+			last.EK, times(last.Count), from(last.Addr, last.At), name, s.EK), "muster certs show -i " + name, true
 	case whyOtherKey:
 		if s.open(now) {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last)), enable, true
+		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last.Addr, last.At)), enable, true
 	case whyEKTaken, whyKeyTaken:
-		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last), last.Detail), "muster certs list", true
+		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
 	case whyNotOnRecord:
-		return fmt.Sprintf("%s showed a certificate%s that is not on record: %s", name, from(last), last.Detail), enable, true
+		return fmt.Sprintf("%s showed a certificate%s that is not on record: %s", name, from(last.Addr, last.At), last.Detail), enable, true
 	case whyForm, whyCSR, whyTooLarge:
-		return fmt.Sprintf("%s sent a request%s that was malformed: %s", name, from(last), last.Detail),
+		return fmt.Sprintf("%s sent a request%s that was malformed: %s", name, from(last.Addr, last.At), last.Detail),
 			"use a muster-agent of this head's release", true
 	case whyStale:
-		return fmt.Sprintf("%s answered%s a challenge that is no longer good", name, from(last)), "if this goes on: is the node's clock right?", true
+		return fmt.Sprintf("%s answered%s a challenge that is no longer good", name, from(last.Addr, last.At)), "if this goes on: is the node's clock right?", true
 	case whyStore:
-		return fmt.Sprintf("%s asked%s, and the store could not serve: %s", name, from(last), last.Detail), "journalctl -u muster", true
+		return fmt.Sprintf("%s asked%s, and the store could not serve: %s", name, from(last.Addr, last.At), last.Detail), "journalctl -u muster", true
 	case whyClock:
-		return fmt.Sprintf("%s asked%s, and this head will not sign: %s", name, from(last), last.Detail), "set the head's clock", true
+		return fmt.Sprintf("%s asked%s, and this head will not sign: %s", name, from(last.Addr, last.At), last.Detail), "set the head's clock", true
 	case whySigning:
-		return fmt.Sprintf("%s asked%s, and the CA cannot sign: %s", name, from(last), last.Detail), "muster ca show", true
+		return fmt.Sprintf("%s asked%s, and the CA cannot sign: %s", name, from(last.Addr, last.At), last.Detail), "muster ca show", true
 	case whyOverload:
-		return fmt.Sprintf("%s asked%s while this head was busy; it tries again by itself", name, from(last)), "", true
+		return fmt.Sprintf("%s asked%s while this head was busy; it tries again by itself", name, from(last.Addr, last.At)), "", true
 	}
 	return "", "", false
 }
 
-func from(last *sighting) string {
-	return fmt.Sprintf(" from %s at %s", last.Addr, last.At.Local().Format("15:04:05"))
+// explainReport is what an unproven report comes to. It never says that the node itself sent it.
+func explainReport(name string, r *report) (sentence, hint string) {
+	says, hint := explainTrouble(r.Code)
+	often := ""
+	if r.Count > 1 {
+		often = " " + times(r.Count)
+	}
+	return fmt.Sprintf("a machine that calls itself %s reported%s%s that %s", name, often, from(r.Addr, r.At), says), hint
+}
+
+// explainTrouble has a sentence and a remedy for each of wire.Troubles.
+func explainTrouble(code wire.Trouble) (says, hint string) {
+	switch code {
+	case wire.NoTPM:
+		return "it has no usable TPM: its firmware shows none",
+			"in the node's firmware, switch the TPM on (Intel PTT, AMD fTPM or the discrete TPM), or fit one"
+	case wire.TPMMissing:
+		return "it has no usable TPM: there is none where it looks",
+			"on the node: see that the kernel has its driver (tpm_crb, tpm_tis, tpm_tis_spi), and what --tpm names"
+	case wire.TPM12:
+		return "it has no usable TPM: it is a TPM 1.2",
+			"switch the TPM to 2.0 in the node's firmware if it offers that, or fit a TPM 2.0"
+	case wire.TPMBusy:
+		return "it has no usable TPM: another program holds it",
+			"on the node: stop that program (tpm2-abrmd, another agent), or use --tpm device:/dev/tpmrm0"
+	case wire.TPMLocked:
+		return "it has no usable TPM: a password, a lockout or a hierarchy that is switched off is in the way",
+			"on the node: muster-agent doctor; or clear the TPM in its firmware"
+	case wire.InstallFailed:
+		return "it cannot write its files", "on the node: see that /run/muster can be written and has room, then muster-agent run"
+	case wire.BadAnswer:
+		return "a head's answer makes no sense to it", "node and head must be of releases that understand each other"
+	}
+	return "it has no usable TPM: the TPM fails", "on the node: muster-agent doctor; power it off completely, update the TPM's firmware or replace it"
+}
+
+func from(addr string, at time.Time) string {
+	return fmt.Sprintf(" from %s at %s", addr, at.Local().Format("15:04:05"))
 }
 
 func times(n int) string {

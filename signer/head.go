@@ -4,7 +4,8 @@
 // The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
 // enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
 // and ca.go make certificates, crl.go the revocation list; self.go is a node's first and later use of
-// its certificate; why.go explains. node.go, public.go and admin.go are the three listeners. What a
+// its certificate; report.go is what a node says went wrong, why.go and explain.go what the
+// administrator is told. node.go, public.go and admin.go are the three listeners. What a
 // peer must prove is decided in package attest, what is remembered in package store.
 package signer
 
@@ -68,6 +69,7 @@ type Head struct {
 	working  chan struct{} // a token for each request that does public-key work
 	seen     *sightings
 	refusals *throttle
+	reports  *reportLimit
 	writable probe
 }
 
@@ -80,6 +82,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		seen:     newSightings(),
 		refusals: &throttle{last: map[string]time.Time{}},
+		reports:  &reportLimit{},
 	}
 	if h.now == nil {
 		h.now = time.Now

@@ -34,6 +34,7 @@ func (h *Head) NodeHandler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathChallenge, serveLeg(h, h.challenge))
 	mux.HandleFunc("POST "+wire.PathEnroll, serveLeg(h, h.enroll))
 	mux.HandleFunc("GET "+wire.PathSelf, h.serveSelf)
+	mux.HandleFunc("POST "+wire.PathReport, h.serveReport)
 	return onlyKnown(mux, h.log)
 }
 

@@ -165,7 +165,10 @@ func (s *site) journal() []store.Entry {
 
 // reason is what `muster why` has for a name.
 func (s *site) reason(name string) reason {
-	last, _ := s.seen.of(name)
+	last := s.seen.of(name).last
+	if last == nil {
+		return ""
+	}
 	return last.Reason
 }
 

@@ -21,60 +21,91 @@ type sighting struct {
 	Count  int       `json:"count"` // of the same reason, in a row
 }
 
-// sightings remembers the last sighting of each name: for names of the record as many as there are,
-// for others the newest maxStrangers. Strangers so never push out a node's.
+// trace is what is remembered of a name. A sighting and a report stand beside each other: the one
+// does not push the other out.
+type trace struct {
+	last   *sighting // nil: it did not ask
+	report *report   // nil: none, or the machine has asked since
+}
+
+// sightings remembers a trace of each name: for names of the record as many as there are, for others
+// the newest maxStrangers. Strangers so never push out a node's.
 type sightings struct {
 	mu        sync.Mutex
-	known     map[string]sighting
+	known     map[string]trace
 	strangers map[string]*list.Element // of stranger
 	order     *list.List               // oldest first
 }
 
 type stranger struct {
 	name string
-	sighting
+	trace
 }
 
 func newSightings() *sightings {
-	return &sightings{known: map[string]sighting{}, strangers: map[string]*list.Element{}, order: list.New()}
+	return &sightings{known: map[string]trace{}, strangers: map[string]*list.Element{}, order: list.New()}
 }
 
-// note remembers one. known says that name has a record.
+// note remembers a request. known says that name has a record. A request ends what was reported
+// before it: one that proves itself, or one from where the report came.
 func (s *sightings) note(name string, known bool, one sighting) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if last, ok := s.last(name); ok && last.Reason == one.Reason {
-		one.Count = last.Count
+	was := s.trace(name)
+	if was.last != nil && was.last.Reason == one.Reason {
+		one.Count = was.last.Count
 	}
 	one.Count++
+	was.last = &one
+	if was.report != nil && (one.Proven || one.Addr == was.report.Addr) {
+		was.report = nil
+	}
+	s.keep(name, known, was)
+}
+
+// report remembers a report, and leaves the sighting.
+func (s *sightings) report(name string, known bool, one report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.trace(name)
+	if was.report != nil && was.report.Code == one.Code {
+		one.Count = was.report.Count
+	}
+	one.Count++
+	was.report = &one
+	s.keep(name, known, was)
+}
+
+func (s *sightings) keep(name string, known bool, t trace) {
 	if known {
-		s.known[name] = one
+		s.known[name] = t
 		return
 	}
 	if e, ok := s.strangers[name]; ok {
-		e.Value = stranger{name, one}
+		e.Value = stranger{name, t}
 		s.order.MoveToBack(e)
 		return
 	}
-	s.strangers[name] = s.order.PushBack(stranger{name, one})
+	s.strangers[name] = s.order.PushBack(stranger{name, t})
 	if s.order.Len() > maxStrangers {
 		oldest := s.order.Remove(s.order.Front()).(stranger)
 		delete(s.strangers, oldest.name)
 	}
 }
 
-func (s *sightings) of(name string) (sighting, bool) {
+// of is the trace of a name; nothing in it is changed later.
+func (s *sightings) of(name string) trace {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.last(name)
+	return s.trace(name)
 }
 
-func (s *sightings) last(name string) (sighting, bool) {
-	if one, ok := s.known[name]; ok {
-		return one, true
+func (s *sightings) trace(name string) trace {
+	if t, ok := s.known[name]; ok {
+		return t
 	}
 	if e, ok := s.strangers[name]; ok {
-		return e.Value.(stranger).sighting, true
+		return e.Value.(stranger).trace
 	}
-	return sighting{}, false
+	return trace{}
 }

@@ -10,7 +10,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -26,6 +28,7 @@ const (
 	PathChallenge = "/v1/challenge"
 	PathEnroll    = "/v1/enroll"
 	PathSelf      = "/v1/self"
+	PathReport    = "/v1/report"
 )
 
 // Hints help the head find the record of a node that does not know its name. They never raise a level.
@@ -33,6 +36,27 @@ type Hints struct {
 	MACs   []string `json:"macs,omitempty"`   // lower-case, colon-separated
 	UUID   string   `json:"uuid,omitempty"`   // SMBIOS system UUID
 	Serial string   `json:"serial,omitempty"` // SMBIOS system serial number
+}
+
+const (
+	MaxName  = 253 // bytes of a DNS name
+	maxHints = 32  // MACs
+)
+
+// CheckPeer checks what every request says first: its version, and the name and hints of the peer.
+func CheckPeer(version int, node string, hints Hints) error {
+	if version != Version {
+		return fmt.Errorf("v: %d is not %d", version, Version)
+	}
+	if len(node) > MaxName || len(hints.UUID) > MaxName || len(hints.Serial) > MaxName || len(hints.MACs) > maxHints {
+		return errors.New("node, hints: too long")
+	}
+	for _, mac := range hints.MACs {
+		if len(mac) > MaxName {
+			return errors.New("hints: too long")
+		}
+	}
+	return nil
 }
 
 // EK is an endorsement key and, optionally, certificates for it.
@@ -100,6 +124,38 @@ type Self struct {
 	Expires time.Time `json:"expires"`
 	Time    int64     `json:"time"`
 }
+
+// Report is POST /v1/report: why a node has no certificate, or cannot use it. It carries no proof, since
+// the node may have no TPM.
+type Report struct {
+	V     int     `json:"v"`
+	Node  string  `json:"node"` // as in ChallengeRequest
+	Hints Hints   `json:"hints"`
+	Code  Trouble `json:"code"`
+}
+
+// Reported answers a report, and tells nothing.
+type Reported struct{}
+
+// Trouble is one of the closed set of things that go wrong on a node where its head does not see it.
+type Trouble string
+
+const (
+	NoTPM         Trouble = "no_tpm"      // the firmware shows none: switched off there, or none is fitted
+	TPMMissing    Trouble = "tpm_missing" // announced or configured, and not there
+	TPM12         Trouble = "tpm12"       // a TPM 1.2
+	TPMBusy       Trouble = "tpm_busy"    // another program holds it
+	TPMLocked     Trouble = "tpm_locked"  // a password, a lockout or a hierarchy that is switched off
+	TPMFailed     Trouble = "tpm_failed"  // whatever else it does not do
+	InstallFailed Trouble = "install_failed"
+	BadAnswer     Trouble = "bad_answer" // what the head answered makes no sense to the node
+)
+
+// Troubles are all of them.
+var Troubles = []Trouble{NoTPM, TPMMissing, TPM12, TPMBusy, TPMLocked, TPMFailed, InstallFailed, BadAnswer}
+
+// Known says whether t is one of [Troubles].
+func (t Trouble) Known() bool { return slices.Contains(Troubles, t) }
 
 // Level says how much is known of the TPM behind a certificate.
 type Level string

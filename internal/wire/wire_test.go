@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/hex"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -96,4 +97,32 @@ func FuzzDecodeEnroll(f *testing.F) {
 			t.Fatal("accepted what Encode does not write")
 		}
 	})
+}
+
+func FuzzDecodeReport(f *testing.F) {
+	f.Add(Encode(Report{V: 1, Node: "n0", Hints: Hints{Serial: "s"}, Code: NoTPM}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var r Report
+		if Decode(b, &r) == nil && !bytes.Equal(Encode(r), b) {
+			t.Fatal("accepted what Encode does not write")
+		}
+	})
+}
+
+// TestTroublesAreDocumented: the set is closed, and each of it has a row in the protocol's table.
+func TestTroublesAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, code := range Troubles {
+		if !bytes.Contains(doc, []byte("\n| `"+string(code)+"` | ")) {
+			t.Errorf("docs/protocol.md has no row for %s", code)
+		}
+	}
+	for _, code := range []Trouble{"", "no_tpm ", "NO_TPM", "other"} {
+		if code.Known() {
+			t.Errorf("%q is known", code)
+		}
+	}
 }

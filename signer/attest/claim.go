@@ -24,8 +24,6 @@ import (
 const (
 	maxEKs   = 8
 	maxCerts = 4
-	maxName  = 253
-	maxHints = 32
 )
 
 // Key is a node key or EK as its TPM describes it. Name and fingerprint are computed here, never
@@ -58,7 +56,7 @@ func ParseClaim(body []byte) (*Claim, error) {
 	if err := wire.Decode(body, &req); err != nil {
 		return nil, err
 	}
-	if err := checkHead(req.V, req.Node, req.Hints); err != nil {
+	if err := wire.CheckPeer(req.V, req.Node, req.Hints); err != nil {
 		return nil, err
 	}
 	if len(req.EKs) == 0 || len(req.EKs) > maxEKs {
@@ -100,21 +98,6 @@ func (c *Claim) CheckCSR() error {
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return errors.New("csr: its signature does not verify")
-	}
-	return nil
-}
-
-func checkHead(version int, node string, hints wire.Hints) error {
-	if version != wire.Version {
-		return fmt.Errorf("v: %d is not %d", version, wire.Version)
-	}
-	if len(node) > maxName || len(hints.UUID) > maxName || len(hints.Serial) > maxName || len(hints.MACs) > maxHints {
-		return errors.New("node, hints: too long")
-	}
-	for _, mac := range hints.MACs {
-		if len(mac) > maxName {
-			return errors.New("hints: too long")
-		}
 	}
 	return nil
 }

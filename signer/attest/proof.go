@@ -33,13 +33,13 @@ func ParseAnswer(body []byte) (*Answer, error) {
 	if err := wire.Decode(body, &req); err != nil {
 		return nil, err
 	}
-	if err := checkHead(req.V, req.Node, req.Hints); err != nil {
+	if err := wire.CheckPeer(req.V, req.Node, req.Hints); err != nil {
 		return nil, err
 	}
 	if len(req.EKs) != 1 || len(req.EKs[0].Certs) != 0 {
 		return nil, errors.New("eks: not exactly the challenged EK, without certificates")
 	}
-	if len(req.Slot) > maxName || len(req.Epoch) > maxName || req.Level.Rank() == 0 {
+	if len(req.Slot) > wire.MaxName || len(req.Epoch) > wire.MaxName || req.Level.Rank() == 0 {
 		return nil, errors.New("slot, epoch, level: not as the challenge gave them")
 	}
 	key, err := newKey(template.ReadNodeKey(req.Key))
