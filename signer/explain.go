@@ -25,15 +25,9 @@ type WhyView struct {
 }
 
 func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, error) {
-	set, err := parseIDs([]string{req.ID})
+	name, err := oneName(req.ID)
 	if err != nil {
 		return nil, err
-	}
-	if set.Len() != 1 {
-		return nil, adminError(KindUsage, "muster why n0", "%q is %d nodes, not one", req.ID, set.Len())
-	}
-	var name string
-	for name = range set.All() {
 	}
 	item, err := h.store.Get(ctx, prefixSlot+name)
 	if err != nil {
@@ -59,6 +53,19 @@ func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, er
 		view.add(explainReport(name, view.Report))
 	}
 	return view, nil
+}
+
+func oneName(id string) (name string, err error) {
+	set, err := parseIDs([]string{id})
+	if err != nil {
+		return "", err
+	}
+	if set.Len() != 1 {
+		return "", adminError(KindUsage, "muster why n0", "%q is %d nodes, not one", id, set.Len())
+	}
+	for name = range set.All() {
+	}
+	return name, nil
 }
 
 // add puts a report after what is known, and hides none of that: anybody can send one.

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"muster/internal/wire"
 )
@@ -208,7 +209,12 @@ func TestReportLimit(t *testing.T) {
 	equal(t, "the same, in a moment", l.allow("10.0.0.7:2", now.Add(reportWindow-1)), false)
 	now = now.Add(reportWindow)
 	equal(t, "the same, in the next window", from("10.0.0.7:2"), true)
-	now = now.Add(-reportWindow)
+	for range reportsPerAddress {
+		from("10.0.0.7:3")
+	}
+	now = now.Add(-time.Hour)
+	equal(t, "the same, when the clock went back", from("10.0.0.7:3"), true)
+	now = now.Add(reportWindow)
 	taken := 0
 	for i := range reportsTotal {
 		if from(fmt.Sprintf("[fd00::%x]:1", i)) {
