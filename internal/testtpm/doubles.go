@@ -261,3 +261,27 @@ func (f *Faulty) Send(command []byte) ([]byte, error) {
 
 // Fired returns how many commands were answered with a fault.
 func (f *Faulty) Fired() int { return f.fired }
+
+// Intruder lets another program use the TPM between two commands.
+type Intruder struct {
+	next transport.TPM
+	at   int
+	act  func(transport.TPM) error
+	n    int
+	err  error
+}
+
+// Meanwhile returns a double in front of next that calls act just before command number at, from 1.
+func Meanwhile(next transport.TPM, at int, act func(transport.TPM) error) *Intruder {
+	return &Intruder{next: next, at: at, act: act}
+}
+
+func (i *Intruder) Send(command []byte) ([]byte, error) {
+	if i.n++; i.n == i.at {
+		i.err = i.act(i.next)
+	}
+	return i.next.Send(command)
+}
+
+// Fired says whether the command came, and how the other program fared.
+func (i *Intruder) Fired() (bool, error) { return i.n >= i.at, i.err }
