@@ -68,6 +68,17 @@ func password(hierarchy tpm2.TPMHandle) func(error) bool {
 	}
 }
 
+// Locked says whether a password, the lockout after wrong ones, or a hierarchy that is switched off
+// is why the TPM refuses.
+func Locked(err error) bool {
+	for _, hierarchy := range []tpm2.TPMHandle{tpm2.TPMRHOwner, tpm2.TPMRHEndorsement} {
+		if password(hierarchy)(err) || disabled(hierarchy)(err) {
+			return true
+		}
+	}
+	return errors.Is(err, tpm2.TPMRCLockout)
+}
+
 func disabled(hierarchy tpm2.TPMHandle) func(error) bool {
 	return func(err error) bool {
 		var c *CommandError
@@ -83,6 +94,8 @@ var faults = []struct {
 	{is(ErrSpec), "the TPM is not named correctly", "give --tpm device:/dev/tpmrm0, swtpm:path=SOCKET or swtpm:host=HOST,port=PORT"},
 	{is(ErrTPM12), "this machine has a TPM 1.2, which cannot be used", "switch the firmware's TPM to 2.0 if it offers that, or fit a TPM 2.0"},
 	{is(errNoSwtpm), "there is no TPM at the place named", "start swtpm, or correct --tpm"},
+	{is(ErrAbsent), "the firmware shows no TPM", "switch it on in the firmware (Intel PTT, AMD fTPM, or the discrete TPM), or fit one"},
+	{is(errNoDriver), "the firmware announces a TPM, but the kernel has no device for it", "see that the kernel has its driver (tpm_crb, tpm_tis, tpm_tis_spi), in the initramfs too"},
 	{is(ErrNoTPM), "there is no TPM at the place named", "enable the TPM (Intel PTT, AMD fTPM) in the firmware and see that the kernel has its driver (tpm_crb, tpm_tis, tpm_tis_spi)"},
 	{is(unix.EBUSY), "another program holds the TPM", "stop it (tpm2-abrmd, another agent), or use --tpm device:/dev/tpmrm0, which can be shared"},
 	{is(fs.ErrPermission), "the TPM may not be opened by this user", "run as root, or as a member of the group tss"},

@@ -36,6 +36,10 @@ var (
 	ErrNoTPM = errors.New("no TPM")
 	// errNoSwtpm is ErrNoTPM where swtpm was to be.
 	errNoSwtpm = fmt.Errorf("%w at the socket", ErrNoTPM)
+	// ErrAbsent is an ErrNoTPM where neither firmware nor kernel shows one.
+	ErrAbsent = errors.New("the firmware shows no TPM")
+	// errNoDriver is an ErrNoTPM where the firmware announces one.
+	errNoDriver = errors.New("the firmware announces a TPM")
 	// ErrSpec is a TPM specification that is none.
 	ErrSpec = errors.New("not a TPM specification (device:PATH, swtpm:path=SOCKET, swtpm:host=HOST,port=PORT)")
 	// ErrProtocol is an answer that is not a TPM 2.0 response (part 1, 18).
