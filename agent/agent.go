@@ -5,8 +5,8 @@
 // outside its TPM.
 //
 // The files follow the flow: configuration (config, cmdline), what the node knows of itself (name,
-// record), whom it trusts and when (trust, clock), how it talks (client), and what it does (boot,
-// contact, enroll, install). The rest are the commands that look: status, doctor, ek, get.
+// record), the TPM (open), whom it trusts and when (trust, clock), how it talks (client), and what it does
+// (boot, contact, enroll, install, report). The rest are the commands that look: status, doctor, ek, get.
 package agent
 
 import (
@@ -39,7 +39,7 @@ type Agent struct {
 	forget   bool
 	clock    *clock
 	root     string
-	sys      string
+	sys, dev string
 	hostname func() (string, error)
 	network  func(context.Context) error
 	log      *slog.Logger
@@ -57,17 +57,6 @@ func (a *Agent) withTPM(ctx context.Context, fn func(*tpm.Device) error) error {
 	}
 	defer d.Close()
 	return fn(d)
-}
-
-// openTPM opens the TPM that was named, else the kernel's resource manager. In an initramfs nobody
-// else uses the TPM yet, and the bare device saves the resource manager's many context swaps.
-func (a *Agent) openTPM(ctx context.Context) (*tpm.Device, error) {
-	if a.spec == "" && a.initramfs() {
-		if d, err := tpm.Open(ctx, "device:/dev/tpm0"); err == nil {
-			return d, nil
-		}
-	}
-	return tpm.Open(ctx, a.spec)
 }
 
 func (a *Agent) initramfs() bool { return stage(a.root) == cmdline.Initramfs }
@@ -89,5 +78,7 @@ func tpmError(err error) error {
 	if sentence == "" {
 		sentence = "the TPM failed"
 	}
-	return &Outcome{Status: StatusNoTPM, Message: fmt.Sprintf("no usable TPM: %s (%v)", sentence, err), Hint: hint, cause: err}
+	return &Outcome{
+		Status: StatusNoTPM, Message: fmt.Sprintf("no usable TPM: %s (%v)", sentence, err), Hint: hint, cause: err, trouble: troubleOf(err),
+	}
 }

@@ -33,13 +33,26 @@ type boot struct {
 //
 // A power cut at any instant leaves a node that gets there the next time: the key is made once and
 // is in its place before a head hears of it, and NV always holds a whole record.
+//
+// What a head cannot see of a run that failed is reported to one; see report.
 func (a *Agent) Run(ctx context.Context) (line string, err error) {
-	err = a.withTPM(ctx, func(d *tpm.Device) error {
-		b := &boot{Agent: a, tpm: d}
-		line, err = b.run(ctx)
-		return err
-	})
+	b := &boot{Agent: a}
+	line, err = b.start(ctx)
+	if err != nil {
+		b.report(ctx, err)
+	}
 	return line, err
+}
+
+// start opens the TPM, which may be late, for as long as run takes.
+func (b *boot) start(ctx context.Context) (string, error) {
+	d, err := b.awaitTPM(ctx)
+	if err != nil {
+		return "", tpmError(err)
+	}
+	defer d.Close()
+	b.tpm = d
+	return b.run(ctx)
 }
 
 func (b *boot) run(ctx context.Context) (string, error) {
@@ -177,7 +190,7 @@ func (b *boot) generation(id *identity, sent []*x509.Certificate, at time.Time) 
 
 func (a *Agent) tpmSpec() string {
 	if a.spec == "" {
-		return tpm.DefaultSpec
+		return "device:" + a.dev + sharedTPM
 	}
 	return a.spec
 }

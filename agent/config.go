@@ -86,6 +86,7 @@ type Config struct {
 	Cmdline string // the kernel command line's file; "": /proc/cmdline
 	Root    string // every file that is read or written for good is under it; "": /
 	Sys     string // sysfs; "": /sys
+	Dev     string // where the TPM's device is; "": /dev
 
 	Log          *slog.Logger          // nil: nothing is logged
 	Now          func() time.Time      // nil: time.Now
@@ -110,7 +111,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	s.readOptions(c.Options)
-	a := &Agent{root: c.Root, sys: c.Sys, log: c.Log, hostname: c.Hostname, network: c.Online, warnings: s.warnings}
+	a := &Agent{root: c.Root, sys: c.Sys, dev: c.Dev, log: c.Log, hostname: c.Hostname, network: c.Online, warnings: s.warnings}
 	a.clock = &clock{now: c.Now, synchronised: c.Synchronised, set: c.SetClock, built: c.Built}
 	if err := s.check(a); err != nil {
 		return nil, err
@@ -138,6 +139,9 @@ func (c *Config) defaults() {
 	}
 	if c.Sys == "" {
 		c.Sys = "/sys"
+	}
+	if c.Dev == "" {
+		c.Dev = "/dev"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

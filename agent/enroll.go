@@ -190,7 +190,7 @@ func (e *enrollment) round(ctx context.Context) (*identity, []*x509.Certificate,
 	}
 	ek, t, err := e.check(&ch)
 	if err != nil {
-		return nil, nil, badConfig("node and head must be of releases that understand each other", "the head's challenge makes no sense: %v", err)
+		return nil, nil, badAnswer("node and head must be of releases that understand each other", "the head's challenge makes no sense: %v", err)
 	}
 	secret, err := e.tpm.Activate(ek, e.key, ch.IDObject, ch.EncSecret)
 	if err != nil {
@@ -269,7 +269,7 @@ func (e *enrollment) check(ch *wire.Challenge) (*tpm.EK, *wire.Transcript, error
 // accept checks the certificate: it is for this key and this name, and from the pinned CA.
 func (e *enrollment) accept(ch *wire.Challenge, answer *wire.Enrolled) (*identity, []*x509.Certificate, error) {
 	bad := func(err error) (*identity, []*x509.Certificate, error) {
-		return nil, nil, badConfig("on the head: muster why "+ch.Slot, "the head's certificate for this node is of no use: %v", err)
+		return nil, nil, badAnswer("on the head: muster why "+ch.Slot, "the head's certificate for this node is of no use: %v", err)
 	}
 	if err := e.learn(e.client, answer.Time); err != nil {
 		return nil, nil, err

@@ -40,6 +40,7 @@ type fakeHead struct {
 	epoch    []byte
 	calls    []string // paths, in order
 	stale    int      // challenges whose answer is to be stale
+	reports  []wire.Report
 	now      func() time.Time
 
 	lie     func(*wire.Challenge)
@@ -91,6 +92,8 @@ func (h *fakeHead) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer, code = h.enroll(body)
 	case "GET " + wire.PathSelf:
 		answer, code = h.self(r)
+	case "POST " + wire.PathReport:
+		answer, code = h.report(body)
 	default:
 		code = wire.NotFound
 	}
@@ -202,6 +205,16 @@ func (h *fakeHead) enroll(body []byte) (any, wire.Code) {
 		answer.Chain = append(answer.Chain, c.Raw)
 	}
 	return answer, ""
+}
+
+func (h *fakeHead) report(body []byte) (any, wire.Code) {
+	var said wire.Report
+	if err := wire.Decode(body, &said); err != nil || !said.Code.Known() || said.V != wire.Version {
+		h.t.Errorf("report %s: %v", body, err)
+		return nil, wire.BadRequest
+	}
+	h.reports = append(h.reports, said)
+	return &wire.Reported{}, ""
 }
 
 func (h *fakeHead) self(r *http.Request) (any, wire.Code) {

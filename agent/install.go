@@ -14,6 +14,7 @@ import (
 
 	"muster/agent/internal/tpm"
 	"muster/internal/durable"
+	"muster/internal/wire"
 )
 
 // Where the profile pem puts its files. /run survives switch_root, so that an initramfs hands them
@@ -109,7 +110,10 @@ func (a *Agent) writeFiles(files []file) error {
 }
 
 func installError(err error) error {
-	return tryAgain("see that the directory can be written (run as root) and has room, then run again", "install: %v", err)
+	return &Outcome{
+		Status: StatusTryAgain, Message: fmt.Sprintf("install: %v", err), trouble: wire.InstallFailed,
+		Hint: "see that the directory can be written (run as root) and has room, then run again",
+	}
 }
 
 // same says whether path is already what it is to be.

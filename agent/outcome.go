@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"muster/internal/wire"
 )
 
 // Exit statuses of muster-agent. They tell "try again" from "give up" (sysexits.h).
@@ -22,6 +24,7 @@ type Outcome struct {
 	Message string
 	Hint    string // empty where there is nothing to do
 	cause   error
+	trouble wire.Trouble // what a head is to hear of it; empty: nothing, or it knows
 }
 
 func (o *Outcome) Error() string { return o.Message }
@@ -66,6 +69,11 @@ func tryAgain(hint, format string, args ...any) error {
 
 func refused(hint, format string, args ...any) error {
 	return &Outcome{Status: StatusRefused, Message: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// badAnswer is what a head of the right CA answered, and makes no sense.
+func badAnswer(hint, format string, args ...any) error {
+	return &Outcome{Status: StatusConfig, Message: fmt.Sprintf(format, args...), Hint: hint, trouble: wire.BadAnswer}
 }
 
 // hintName is what a hint calls the node.

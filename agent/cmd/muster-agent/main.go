@@ -18,7 +18,9 @@
 // that it lives there, and stores the certificate that the head signs. Then it installs the files of
 // the profile pem in /run/muster: ca.pem, node.crt, chain.pem, node.key (a TSS2 PRIVATE KEY for
 // OpenSSL's provider tpm2), openssl.cnf and status.json. With no head in reach, a node that has a
-// certificate and its CA's does without.
+// certificate and its CA's does without. A TPM that the firmware announces or --tpm names may appear
+// late: run waits up to 10 seconds for it. Of a run that fails for want of a TPM, or for what else a
+// head cannot see, a head is told, for `muster why` there.
 //
 // Status tells what the node holds, without a network. Cert prints its certificate, PEM. Ek prints
 // the endorsement keys' SHA-256 (for `muster certs enable --ek` on the head) and kind, first the one

@@ -35,7 +35,7 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"get"}, agent.StatusConfig, "", "hint: muster-agent get --help"},
 		{[]string{"run", "--root", root, "--wait", "soon"}, agent.StatusConfig, "", "--wait"},
 		{[]string{"run", "--root", root, "--tpm", "x"}, agent.StatusConfig, "", "--tpm"},
-		{[]string{"run", "--root", root, "--tpm", "device:/nowhere/tpm0"}, agent.StatusNoTPM, "", "hint: "},
+		{[]string{"run", "--root", root, "--wait", "0", "--tpm", "device:/nowhere/tpm0"}, agent.StatusNoTPM, "", "hint: "},
 		{[]string{"status", "--root", root, "--tpm", "swtpm:path=/nowhere"}, agent.StatusNoTPM, "", "hint: "},
 		{[]string{"doctor", "--root", root, "--tpm", "device:/nowhere/tpm0"}, agent.StatusFailed, "fail  tpm", ""},
 	} {
