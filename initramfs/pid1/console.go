@@ -38,12 +38,8 @@ func (c *console) say(format string, args ...any) {
 	}
 }
 
-func (c *console) hint(text string) { c.say("hint: %s", text) }
-
 // rebootPause is for a person to read the last lines, and spares the head nodes that boot in circles.
-const rebootPause = 20 * time.Second
-
-func (c *console) pause() { time.Sleep(rebootPause) }
+const rebootPause = 10 * time.Second
 
 // handler shows the agent's log, attributes in brackets.
 func (c *console) handler() slog.Handler { return &lines{console: c} }

@@ -13,9 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskWait is for disks whose controllers take their time.
-const diskWait = 30 * time.Second
-
 // mountDisk mounts the root that muster.root names: a device, or UUID=, LABEL= or PARTLABEL=. A
 // squashfs gets a tmpfs over it, to be
 // written to.
@@ -26,8 +23,8 @@ func (n *node) mountDisk(h *handover) (what string, err error) {
 		if device = findDisk(h.root); device != "" {
 			break
 		}
-		if wait >= diskWait {
-			return "", fmt.Errorf("no such disk after %v", diskWait)
+		if wait >= h.rootWait { // controllers take their time
+			return "", fmt.Errorf("no such disk after %v", h.rootWait)
 		}
 		time.Sleep(lookEvery)
 		n.drivers.coldplug()

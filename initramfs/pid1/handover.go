@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +31,7 @@ type handover struct {
 	fstype, flags string
 	rw            bool
 	init          string
+	rootWait      time.Duration // for the disk to appear
 }
 
 // policy is muster.fail: what to do when the node has no certificate.
@@ -40,12 +43,15 @@ const (
 	failHalt     policy = "halt"
 )
 
-func (p policy) sentence() string {
-	switch p {
-	case failReboot:
+// sentence says what happens now.
+func (h *handover) sentence(p policy) string {
+	switch {
+	case p == failReboot:
 		return "rebooting in " + rebootPause.String()
-	case failHalt:
+	case p == failHalt:
 		return "halted"
+	case h.nowhere():
+		return "no root is named, and nothing to go on to: switching off"
 	}
 	return "going on without a certificate"
 }
@@ -68,7 +74,7 @@ func badHandover(format string, args ...any) error {
 // parseHandover reads the words that say how to end. What it could read is in the handover even where
 // there is an error.
 func parseHandover(line string) (*handover, error) {
-	h := &handover{onFail: failContinue, init: "/sbin/init"}
+	h := &handover{onFail: failContinue, init: "/sbin/init", rootWait: 30 * time.Second}
 	for _, w := range cmdline.Parse(line) {
 		switch w.Name {
 		case "init":
@@ -77,6 +83,10 @@ func parseHandover(line string) (*handover, error) {
 			h.fstype = w.Value
 		case "rootflags":
 			h.flags = w.Value
+		case "rootwait": // without a value it is for ever there, and here as long as usual
+			if n, err := strconv.ParseUint(w.Value, 10, 16); err == nil {
+				h.rootWait = time.Duration(n) * time.Second
+			}
 		case "ro", "rw":
 			h.rw = w.Name == "rw"
 		}
@@ -131,30 +141,45 @@ func (n *node) handOver(h *handover) error {
 	case h.exec != "":
 		n.console.say("starting %s", h.exec)
 		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
-		return fmt.Errorf("muster.exec=%s: %w", h.exec, unix.Exec(h.exec, []string{h.exec}, env))
+		return n.cannot("muster.exec="+h.exec, unix.Exec(h.exec, []string{h.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")
 	case h.root != "":
 		what, err := n.mountDisk(h)
 		if err != nil {
-			return fmt.Errorf("muster.root=%s: %w", h.root, err)
+			return n.cannot("muster.root="+h.root, err, "see that the disk is there, its driver and file system are in the image (mkinitramfs -modules), and its name is right")
 		}
 		return n.switchRoot(h, what)
 	case h.image != nil:
 		what, err := n.mountImage(h)
 		if err != nil {
-			return fmt.Errorf("muster.image=%s: %w", h.image, err)
+			return n.cannot("muster.image="+h.image.String(), err, "see that the server has this image and knows the cluster's CA, and that muster.image-sha256= is the image's")
 		}
 		return n.switchRoot(h, what)
 	}
-	n.console.say("nothing to hand over to; switching off")
-	n.console.hint(handoverHint)
-	n.end("")
+	if n.status == 0 { // else it has been said
+		n.console.say("%s", h.sentence(failContinue))
+	}
+	n.end(failContinue)
 	return nil
 }
+
+// cannot is the outcome of a hand-over that failed. What the agent says of it comes first.
+func (n *node) cannot(what string, err error, hint string) error {
+	var o *agent.Outcome
+	if errors.As(err, &o) && o.Hint != "" {
+		hint = o.Hint
+	}
+	_, value, _ := strings.Cut(what, "=")
+	reason := strings.TrimPrefix(err.Error(), value+": ") // the agent names the URL as well
+	return &agent.Outcome{Status: agent.StatusTryAgain, Message: what + ": " + reason, Hint: hint}
+}
+
+// nowhere says that no end was named. A node that is only to enrol is then switched off.
+func (h *handover) nowhere() bool { return h.root == "" && h.image == nil && h.exec == "" }
 
 // switchRoot starts the init of the root at newRoot. /run goes along, and with it what was installed.
 func (n *node) switchRoot(h *handover, what string) error {
 	if _, err := os.Lstat(newRoot + h.init); err != nil {
-		return fmt.Errorf("%s has no %s", what, h.init)
+		return n.cannot(what, fmt.Errorf("it has no %s", h.init), "name its init by init=")
 	}
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -162,5 +187,5 @@ func (n *node) switchRoot(h *handover, what string) error {
 		}
 	}
 	n.console.say("handing over to %s: %s", what, h.init)
-	return mount.SwitchRoot(newRoot, h.init)
+	return n.cannot(h.init, mount.SwitchRoot(newRoot, h.init), "see that the root is for this machine")
 }

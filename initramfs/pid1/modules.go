@@ -3,6 +3,7 @@ package pid1
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,20 @@ func openDrivers(line string) (*drivers, error) {
 		return &drivers{}, err
 	}
 	return &drivers{l}, nil
+}
+
+// Modprobe is what the kernel runs, as /sbin/modprobe, when it wants a module itself: for a file system that
+// is to be mounted, say.
+func Modprobe(args []string) error {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	d, err := openDrivers(string(line))
+	if err != nil {
+		return err
+	}
+	return d.load(args[len(args)-1])
 }
 
 // coldplug loads what the machine's devices need, and names it.

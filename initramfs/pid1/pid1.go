@@ -117,16 +117,11 @@ func (n *node) enrol() (err error) {
 	return err
 }
 
-// fail says what went wrong and does what muster.fail says. It returns where that is to go on.
+// fail says what went wrong and does what muster.fail says. The last line is what a person can do.
 func (n *node) fail(h *handover, err error) {
 	n.status = agent.ExitStatus(err)
-	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
-	n.console.say("%s (status %d)", message, n.status)
 	policy := h.policy()
-	n.console.say("%s", policy.sentence())
-	if hint != "" {
-		n.console.hint(hint)
-	}
+	n.tell(err, fmt.Sprintf(" (status %d)", n.status), h.sentence(policy))
 	if h.shell {
 		n.shell()
 	}
@@ -141,17 +136,21 @@ func (n *node) failHandOver(h *handover, err error) {
 	if h.onFail == failHalt {
 		policy = failHalt
 	}
-	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
-	if hint == "" {
-		hint = handoverHint
-	}
-	n.console.say("%s", message)
-	n.console.say("%s", policy.sentence())
-	n.console.hint(hint)
+	n.tell(err, "", h.sentence(policy))
 	if h.shell {
 		n.shell()
 	}
 	n.end(policy)
+}
+
+// tell puts an error in front of a person: what happened, what happens now, and what to do.
+func (n *node) tell(err error, status, now string) {
+	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
+	n.console.say("%s%s", message, status)
+	n.console.say("%s", now)
+	if hint != "" {
+		n.console.say("hint: %s", hint)
+	}
 }
 
 // shell is for a person at the console, and only where the kernel command line asked for it.
@@ -176,11 +175,12 @@ func (n *node) end(p policy) {
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF
 	switch p {
 	case failReboot:
-		n.console.pause()
+		time.Sleep(rebootPause)
 		how = unix.LINUX_REBOOT_CMD_RESTART
 	case failHalt:
 		how = unix.LINUX_REBOOT_CMD_HALT
 	}
+	linksDown()
 	unix.Reboot(how)
 	select {} // an init that returns is a kernel panic
 }

@@ -106,9 +106,10 @@ func (r *recipe) write(archive string) error {
 func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
 	records := []cpio.Record{
 		cpio.CharDev("dev/console", 0o600, 5, 1), // the kernel opens it before anything is mounted
+		cpio.Symlink("sbin/modprobe", "/init"),   // for what the kernel asks for itself
 		cpio.StaticFile("etc/initrd-release", "ID=muster\nNAME=\"Muster boot image\"\n", 0o644),
 	}
-	for _, dir := range []string{"dev", "etc", "proc", "run", "sys", "tmp"} {
+	for _, dir := range []string{"dev", "etc", "proc", "run", "sbin", "sys", "tmp"} {
 		records = append(records, cpio.Directory(dir, 0o755))
 	}
 	trust, err := r.trust()
