@@ -181,8 +181,8 @@ func (b *Boot) Text() string {
 func (b *Boot) Lines() []string {
 	var lines []string
 	for _, line := range strings.Split(b.Text(), "\n") {
-		if _, ours, ok := strings.Cut(line, "muster: "); ok {
-			lines = append(lines, "muster: "+ours)
+		if strings.HasPrefix(line, "muster: ") {
+			lines = append(lines, line)
 		}
 	}
 	return lines
