@@ -1,8 +1,12 @@
 # Muster: certificates for cluster nodes, whose keys never leave the nodes' TPMs.
 #
 #   make build      bin/muster and bin/muster-agent, static and reproducible
+#   make initramfs  bin/muster.cpio.xz, a boot image: KERNEL=/lib/modules/RELEASE, CA=sha256:…|FILE, HEAD=https://…,
+#                   MODULES=tpm,virtio,…, FILES=FROM:TO,…, FIRMWARE=/lib/firmware, IMAGE=FILE
 #   make demo       a node passes muster, and comes back: real parts, in seconds once it is built
+#   make vm-demo    the same with a virtual machine that boots from its network, console and head side by side
 #   make test       everything (needs Debian and root for all of it; says what it leaves out)
+#   make test-full  the boots that take minutes: UEFI, dracut, initramfs-tools, a Debian root
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck
@@ -23,8 +27,11 @@ STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TESTSUM     = $(GO) run gotest.tools/gotestsum@v1.13.0 --format pkgname --no-color
 PROGRAMS    = ./signer/cmd/muster ./agent/cmd/muster-agent
 PORTS       = arm64 ppc64le
+# The boot image has a module of its own, with its tools.
+INITRAMFS   = $(GO) -C initramfs
+IMAGE      ?= bin/muster.cpio.xz
 
-.PHONY: build test demo bench fuzz check clean install deps $(PORTS)
+.PHONY: build initramfs test test-full demo vm-demo bench fuzz check clean install deps $(PORTS)
 
 build:
 	$(BUILD) -o bin/ $(PROGRAMS)
@@ -33,15 +40,34 @@ build:
 $(PORTS):
 	GOARCH=$@ $(BUILD) -o bin/$@/ $(PROGRAMS)
 
+# A file is named from here, and found from there.
+here = $(if $(wildcard $(1)),$(abspath $(1)),$(1))
+initramfs:
+	$(INITRAMFS) run ./cmd/mkinitramfs -o $(abspath $(IMAGE)) -committed $(COMMITTED) \
+		$(if $(KERNEL),-kernel $(call here,$(KERNEL))) $(if $(MODULES),-modules '$(MODULES)') $(if $(FIRMWARE),-firmware $(call here,$(FIRMWARE))) \
+		$(if $(CA),-ca $(call here,$(CA))) $(if $(HEAD),-head $(HEAD)) $(if $(FILES),-file '$(FILES)')
+
 deps:
 	@.ci/deps test
 
+# At most two virtual machines run at once.
 test: deps check build $(PORTS)
 	$(TESTSUM) -- -race -count=1 -timeout 30m ./...
+	cd initramfs && $(TESTSUM) -- -race -count=1 -parallel 2 -timeout 30m ./...
+
+test-full: build
+	@.ci/deps full
+	cd initramfs && $(TESTSUM) -- -count=1 -parallel 2 -timeout 60m ./vm -full
 
 demo: build
 	@.ci/deps demo
 	@./demo.sh
+
+vm-demo: build
+	@.ci/deps vm
+	@.ci/kernel cloud
+	@$(MAKE) --no-print-directory initramfs IMAGE=bin/vm/muster.cpio.gz KERNEL=$$(echo bin/vm/kernel/cloud/lib/modules/*)
+	@$(INITRAMFS) run ./cmd/vmdemo -bin $(CURDIR)/bin
 
 bench: build
 	@.ci/deps bench
@@ -55,6 +81,8 @@ check:
 	$(GO) vet ./...
 	$(GO) vet -tags failpoints ./signer/
 	$(STATICCHECK) ./...
+	$(INITRAMFS) vet ./...
+	cd initramfs && $(STATICCHECK) ./...
 
 install: build
 	install -D -m 0755 bin/muster $(DESTDIR)$(PREFIX)/bin/muster

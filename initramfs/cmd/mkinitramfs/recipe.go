@@ -27,6 +27,7 @@ type recipe struct {
 	modules, files                  []string
 	committed                       int64
 	pack                            packer
+	chosen                          string // what a person is told of the modules
 }
 
 // check refuses what could only fail on the node.
@@ -72,8 +73,7 @@ func (r *recipe) build(stderr io.Writer) error {
 	}
 	defer os.RemoveAll(tmp)
 	archive := filepath.Join(tmp, "image.cpio")
-	// Debian's kernels and HTTP/2: the head speaks HTTP/1.1 alone. -a=false is for Go's build cache, which
-	// knows flags and content.
+	// The head speaks HTTP/1.1 alone. -a=false is for Go's build cache, which knows flags and content.
 	err = uimage.Create(llog.New(slog.LevelWarn, llog.WritePrintf(stderr)),
 		uimage.WithReplaceEnv(golang.Default(golang.DisableCGO(), golang.WithBuildTag("nethttpomithttp2"))),
 		uimage.WithBaseArchive(base),
@@ -87,10 +87,10 @@ func (r *recipe) build(stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return r.write(archive)
+	return r.write(archive, stderr)
 }
 
-func (r *recipe) write(archive string) error {
+func (r *recipe) write(archive string, stderr io.Writer) error {
 	plain, err := os.ReadFile(archive)
 	if err != nil {
 		return err
@@ -99,7 +99,11 @@ func (r *recipe) write(archive string) error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(r.out, packed, 0o644)
+	if err := durable.WriteFile(r.out, packed, 0o644); err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "%s: %.1f MiB, %s\n", r.out, float64(len(packed))/(1<<20), r.chosen)
+	return nil
 }
 
 // records are the image's files beside /init.
@@ -154,6 +158,7 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 // drivers are the modules that were asked for, with what they need, and the firmware that is at hand.
 func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
 	if r.kernel == "" {
+		r.chosen = "without kernel modules"
 		return nil, nil
 	}
 	tree, err := choose.Open(r.kernel)
@@ -168,6 +173,7 @@ func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
 	if err != nil {
 		return nil, err
 	}
+	r.chosen = fmt.Sprintf("%d modules of %s", len(chosen.Modules), filepath.Base(r.kernel))
 	for _, f := range files {
 		records = append(records, cpio.StaticFile(f.Path, string(f.Content), 0o644))
 	}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestMain runs where the recipe has to: in the module's directory.
+func TestMain(m *testing.M) {
+	if err := os.Chdir("../.."); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
+// build runs the program.
+func build(t *testing.T, args ...string) []byte {
+	t.Helper()
+	var stderr bytes.Buffer
+	file := filepath.Join(t.TempDir(), "image"+suffix(args))
+	if status := run(append([]string{"-o", file}, args...), &stderr); status != 0 {
+		t.Fatalf("status %d: %s", status, stderr.String())
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func suffix(args []string) string {
+	if slices.Contains(args, "-ca") {
+		return ".cpio"
+	}
+	return ".cpio.xz"
+}
+
+// maxImage is what the image without kernel modules stays under: it is sent to every node at every boot.
+const maxImage = 3 << 20
+
+// TestImage: small, and the same each time.
+func TestImage(t *testing.T) {
+	if _, err := exec.LookPath("xz"); err != nil && os.Getenv("CI") == "" {
+		t.Skip("xz is not installed")
+	}
+	first := build(t, "-committed", "1700000000")
+	t.Logf("%d bytes without kernel modules", len(first))
+	if len(first) > maxImage {
+		t.Errorf("%d bytes", len(first))
+	}
+	if again := build(t, "-committed", "1700000000"); !bytes.Equal(first, again) {
+		t.Error("another image of the same source")
+	}
+	if other := build(t, "-committed", "1700000001"); bytes.Equal(first, other) {
+		t.Error("the image does not know when it was committed")
+	}
+}
+
+// TestFiles: what the image has beside /init, and that nothing more is in it.
+func TestFiles(t *testing.T) {
+	pem := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(pem, []byte("PEM\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	image := build(t, "-ca", pem, "-head", "https://head:8443", "-file", pem+":etc/site/../site.conf")
+	dir := t.TempDir()
+	c := exec.Command("cpio", "-idm", "--quiet")
+	c.Dir, c.Stdin = dir, bytes.NewReader(image)
+	if out, err := c.CombinedOutput(); err != nil && os.Geteuid() == 0 { // a device node needs root
+		t.Fatalf("cpio: %v: %s", err, out)
+	}
+	for name, want := range map[string]string{
+		"etc/muster/ca.pem": "PEM\n", "etc/muster/agent.toml": "head = \"https://head:8443\"\n", "etc/site.conf": "PEM\n",
+	} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	var names []string
+	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && d.Name() != "console" {
+			names = append(names, strings.TrimPrefix(path, dir+"/"))
+		}
+		return err
+	})
+	want := []string{"bin/init", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/site.conf", "init", "sbin/modprobe"}
+	if !slices.Equal(names, want) {
+		t.Errorf("%v", names)
+	}
+}
+
+// TestUsage: what makes no sense is refused before anything is built.
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	out := filepath.Join(dir, "image.cpio")
+	for _, args := range [][]string{
+		{}, {"-o", out, "more"}, {"-o", filepath.Join(dir, "image.cpio.lz4")}, {"-o", out, "-ca", "sha256:00"},
+		{"-o", out, "-head", "http://head"}, {"-o", out, "-file", "a"}, {"-o", out, "-what"},
+	} {
+		var stderr bytes.Buffer
+		if status := run(args, &stderr); status != 2 || !strings.Contains(stderr.String(), "hint: ") {
+			t.Errorf("%v: status %d: %s", args, status, stderr.String())
+		}
+	}
+	for _, args := range [][]string{
+		{"-o", out, "-kernel", dir}, {"-o", out, "-ca", filepath.Join(dir, "none.pem")}, {"-o", out, "-file", dir + ":etc"},
+	} {
+		var stderr bytes.Buffer
+		if status := run(args, &stderr); status != 1 {
+			t.Errorf("%v: status %d: %s", args, status, stderr.String())
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) > 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// linked is every module that /init may link beside the standard library, with the reason.
+var linked = map[string]string{
+	"github.com/BurntSushi/toml":            "agent.toml",
+	"github.com/dustin/go-humanize":         "uio's, of which nothing is called",
+	"github.com/google/go-tpm":              "TPM commands",
+	"github.com/hashicorp/go-cleanhttp":     "go-retryablehttp's transport",
+	"github.com/hashicorp/go-retryablehttp": "retries that honour Retry-After",
+	"github.com/insomniacslk/dhcp":          "u-root's dhclient",
+	"github.com/josharian/native":           "the byte order, for mdlayher/socket",
+	"github.com/mdlayher/packet":            "raw sockets, for DHCP before there is an address",
+	"github.com/mdlayher/socket":            "mdlayher/packet's",
+	"github.com/pierrec/lz4/v4":             "uio's, of which nothing is called",
+	"github.com/u-root/u-root":              "DHCP, mounts, loop devices, cpio, switch_root",
+	"github.com/u-root/uio":                 "readers and byte orders of u-root's and dhcp's",
+	"github.com/vishvananda/netlink":        "addresses, routes and links",
+	"github.com/vishvananda/netns":          "netlink's",
+	"golang.org/x/net":                      "packet filters, for mdlayher/packet",
+	"golang.org/x/sync":                     "mdlayher/socket's",
+	"golang.org/x/sys":                      "system calls",
+	"muster":                                "",
+	"muster/initramfs":                      "",
+}
+
+func TestLinked(t *testing.T) {
+	out, err := exec.Command("go", "list", "-tags", "nethttpomithttp2", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/init").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, module := range strings.Fields(string(out)) {
+		if _, ok := linked[module]; !ok && !seen[module] {
+			t.Errorf("/init links %s, and nobody gave a reason", module)
+		}
+		seen[module] = true
+	}
+	for module := range linked {
+		if !seen[module] {
+			t.Errorf("/init no longer links %s: take it off the list", module)
+		}
+	}
+}
