@@ -1,7 +1,6 @@
 package vm_test
 
 import (
-	"os"
 	"path/filepath"
 	"time"
 
@@ -26,24 +25,8 @@ func thisYear() string { return time.Now().UTC().Format("2006") }
 func (r *rig) tree() string {
 	r.Helper()
 	dir := filepath.Join(shortDir(r.T), "root")
-	for _, d := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "etc"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			r.Fatal(err)
-		}
-	}
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
+	if err := vm.Root(dir, rootInit, nil); err != nil {
 		r.Fatal(err)
-	}
-	for name, content := range map[string][]byte{"bin/busybox": busybox, "sbin/init": []byte(rootInit), "etc/init": []byte(rootInit)} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o755); err != nil {
-			r.Fatal(err)
-		}
-	}
-	for _, name := range []string{"sh", "date", "ls", "sed", "ip", "poweroff"} {
-		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
-			r.Fatal(err)
-		}
 	}
 	return dir
 }

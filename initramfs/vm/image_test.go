@@ -25,7 +25,7 @@ func TestImage(t *testing.T) {
 	web := r.nginx(filepath.Dir(squashfs), filepath.Dir(cpio))
 	t.Run("squashfs", func(t *testing.T) {
 		r := r.part(t)
-		b := r.boot(imageWords(t, web+"/0/"+filepath.Base(squashfs), squashfs) + " init=/etc/init")
+		b := r.boot(imageWords(t, web+"/0/"+filepath.Base(squashfs), squashfs))
 		r.golden("image", b)
 		r.says(b, `root: /run/muster has ca.pem chain.pem node.crt node.key openssl.cnf status.json`)
 		r.says(b, `root: can write`)

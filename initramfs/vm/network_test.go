@@ -1,10 +1,7 @@
 package vm_test
 
 import (
-	"net"
-	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -20,37 +17,20 @@ func TestNetworkBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := http.NewServeMux()
-	listener := serveFiles(t, files)
-	settings := map[string]string{
-		"base": "http://" + strings.Replace(listener, "127.0.0.1", vm.HostAddr, 1), "head": r.head.URL(), "pin": r.head.Pin,
-		"root": "console=ttyS0 panic=-1 quiet loglevel=1 muster.node=n0",
+	server := &vm.NetBoot{
+		Script: string(script), Kernel: parts.kernel, Image: parts.image, Head: r.head,
+		Words: "console=ttyS0 panic=-1 quiet loglevel=1 muster.node=n0",
 	}
-	text := regexp.MustCompile(`(?m)^set (\w+) .*$`).ReplaceAllStringFunc(string(script), func(line string) string {
-		name := strings.Fields(line)[1]
-		return "set " + name + " " + settings[name]
-	})
-	files.HandleFunc("/boot.ipxe", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(text)) })
-	files.HandleFunc("/vmlinuz", func(w http.ResponseWriter, req *http.Request) { http.ServeFile(w, req, parts.kernel) })
-	files.HandleFunc("/muster.cpio.xz", func(w http.ResponseWriter, req *http.Request) { http.ServeFile(w, req, parts.image) })
-	r.node.NICs = []string{"bootfile=" + settings["base"] + "/boot.ipxe"}
+	nic, err := server.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	r.node.NICs = []string{nic}
 	r.node.Memory = 768
 	r.golden("first", r.off(vm.Software{}))
 	r.is("active")
 	r.golden("second", r.off(vm.Software{}))
-}
-
-// serveFiles serves on loopback until the test ends, and returns the address.
-func serveFiles(t *testing.T, handler http.Handler) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: handler}
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
-	return l.Addr().String()
 }
 
 // TestNetworkWords: the network comes up as the kernel command line says.

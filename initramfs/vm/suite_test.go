@@ -100,9 +100,8 @@ func within(t *testing.T) context.Context {
 // rig is a head and one node.
 type rig struct {
 	*testing.T
-	head  *vm.Head
-	node  *vm.Machine
-	words string // of the kernel command line, beside the head's
+	head *vm.Head
+	node *vm.Machine
 }
 
 // newRig runs beside one other test: a processor for each machine.
