@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"muster/internal/bench/figure"
 )
 
 // bench is one run.
@@ -13,7 +15,7 @@ type bench struct {
 	config
 	tmp     string
 	clock   *pairClock
-	report  *report
+	report  *figure.Report
 	log     io.Writer
 	crowd   int // nodes made so far: each gets a name and an address of its own
 	prepare map[string]string
@@ -31,7 +33,7 @@ func measure(ctx context.Context, cfg config, out, log io.Writer) (short bool, e
 		return false, err
 	}
 	defer clock.stop()
-	b := &bench{config: cfg, tmp: tmp, clock: clock, report: &report{out: out}, log: log, prepare: map[string]string{}}
+	b := &bench{config: cfg, tmp: tmp, clock: clock, report: &figure.Report{Out: out}, log: log, prepare: map[string]string{}}
 	if !cfg.verbose {
 		b.log = io.Discard
 	}
@@ -48,7 +50,7 @@ func measure(ctx context.Context, cfg config, out, log io.Writer) (short bool, e
 			return false, fmt.Errorf("%s: %w", group.name, err)
 		}
 	}
-	return b.report.short, nil
+	return b.report.Short, nil
 }
 
 // few is the state directory of a cluster with ten enrolled nodes.

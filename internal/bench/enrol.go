@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"time"
+
+	"muster/internal/bench/figure"
 )
 
 // enrol measures CPU, bytes and memory under a steady load.
@@ -13,7 +15,7 @@ func (b *bench) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &rounds{bench: b, got: series{}}
+	r := &rounds{bench: b, got: figure.Series{}}
 	if r.big, err = startHead(ctx, b.muster, many); err != nil {
 		return err
 	}
@@ -43,7 +45,7 @@ type rounds struct {
 	small *head // new in each round: its records are few, and its memory has seen one round
 	big   *head
 	floor *floorServer
-	got   series
+	got   figure.Series
 }
 
 // round does each load once, the floor's beside the head's, so that they meet the same machine.
@@ -57,7 +59,7 @@ func (r *rounds) round(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	r.got.add("rss-idle", idle)
+	r.got.Add("rss-idle", idle)
 	nodes, err := r.both(ctx, "c64", 64, r.load, nil)
 	if err != nil {
 		return err
@@ -129,7 +131,7 @@ func (r *rounds) grown(ctx context.Context) error {
 		return err
 	}
 	last := func(name string) float64 { s := r.got[name]; return s[len(s)-1] }
-	r.got.add("growth", last("c64-many")/last("c64"))
+	r.got.Add("growth", last("c64-many")/last("c64"))
 	return nil
 }
 
@@ -139,8 +141,8 @@ func (r *rounds) take(ctx context.Context, name string, pid, c int, nodes []*nod
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	r.got.add(name, s.pairs())
-	r.got.add(name+" bytes", s.bytes)
+	r.got.Add(name, s.pairs())
+	r.got.Add(name+" bytes", s.bytes)
 	fmt.Fprintf(r.log, "  %-16s %5.2f pairs of %v; %4.0f/s, %.0f bytes each\n",
 		name, s.pairs(), s.pair.Round(time.Microsecond), float64(len(nodes))/s.wall.Seconds(), s.bytes)
 	return nil
@@ -155,24 +157,20 @@ func (r *rounds) memory(name string, pid int) error {
 	if err != nil {
 		return err
 	}
-	r.got.add(name, mib)
+	r.got.Add(name, mib)
 	fmt.Fprintf(r.log, "  %-16s %.1f MiB at most; of its store %.1f MiB now\n", name, mib, file)
 	return nil
 }
 
 func (r *rounds) figures() {
 	g := r.got
-	for _, f := range []figure{
-		{"enrol-c64", g.median("c64"), "pairs", g.median("floor-c64"), 7},
-		{"enrol-c64-x25519", g.median("c64-x25519"), "pairs", g.median("floor-c64-x25519"), 6},
-		{"enrol-c1", g.median("c1"), "pairs", g.median("floor-c1"), 10},
-		{"self-c64", g.median("self"), "pairs", g.median("floor-self"), 5},
-		{"written-c64", g.median("c64 bytes") / 1024, "KiB", 0, 6},
-		{"growth-100k", g.median("growth"), "x", 1, 1.10},
-		{"rss-idle", g.median("rss-idle"), "MiB", 0, 25},
-		{"rss-c64", g.median("rss-c64"), "MiB", 0, 45},
-		{"rss-100k", g.median("rss-100k"), "MiB", 0, 150},
-	} {
-		r.report.add(f)
-	}
+	r.report.Add("enrol-c64", g.Median("c64"), "pairs", g.Median("floor-c64"), 7)
+	r.report.Add("enrol-c64-x25519", g.Median("c64-x25519"), "pairs", g.Median("floor-c64-x25519"), 6)
+	r.report.Add("enrol-c1", g.Median("c1"), "pairs", g.Median("floor-c1"), 10)
+	r.report.Add("self-c64", g.Median("self"), "pairs", g.Median("floor-self"), 5)
+	r.report.Add("written-c64", g.Median("c64 bytes")/1024, "KiB", 0, 6)
+	r.report.Add("growth-100k", g.Median("growth"), "x", 1, 1.10)
+	r.report.Add("rss-idle", g.Median("rss-idle"), "MiB", 0, 25)
+	r.report.Add("rss-c64", g.Median("rss-c64"), "MiB", 0, 45)
+	r.report.Add("rss-100k", g.Median("rss-100k"), "MiB", 0, 150)
 }

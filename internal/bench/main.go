@@ -31,7 +31,9 @@
 //	agent  agent-size                    the program without symbols
 //	       agent-first-boot,             TPM commands that the chip sees in muster-agent run: enrolment by
 //	       agent-first-boot-managed,     raw device and through the kernel's resource manager, and with a
-//	       agent-second-boot             certificate in NV (needs swtpm)
+//	       agent-second-boot             certificate in NV (needs swtpm); notes have them by kind
+//	       agent-first-boot-own,         the agent's own CPU time, outside chip, network and head; the floor
+//	       agent-second-boot-own         is the same program printing its version
 //
 // Options:
 //

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"muster/internal/bench/figure"
 )
 
 // start measures the time from exec to the first answer.
@@ -15,7 +17,7 @@ func (b *bench) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	got := series{}
+	got := figure.Series{}
 	for range b.starts {
 		for name, dir := range map[string]string{"few": few, "many": many} {
 			h, err := startHead(ctx, b.muster, dir)
@@ -23,11 +25,11 @@ func (b *bench) start(ctx context.Context) error {
 				return err
 			}
 			h.stop()
-			got.add(name, 1000*h.took.Seconds())
+			got.Add(name, 1000*h.took.Seconds())
 			fmt.Fprintf(b.log, "  start %s %v\n", name, h.took)
 		}
 	}
-	b.report.add(figure{"start-10", got.median("few"), "ms", 0, 60})
-	b.report.add(figure{"start-100k", got.median("many"), "ms", 0, 200})
+	b.report.Add("start-10", got.Median("few"), "ms", 0, 60)
+	b.report.Add("start-100k", got.Median("many"), "ms", 0, 200)
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"muster/internal/bench/figure"
 )
 
 const crowd = 1000
@@ -14,7 +16,7 @@ const crowd = 1000
 // storm lets a thousand nodes come at once, to a new head each time. A request is lost unless it ends
 // in a certificate, at the first try.
 func (b *bench) storm(ctx context.Context) error {
-	got := series{}
+	got := figure.Series{}
 	lost := 0
 	for range b.storms {
 		h, err := b.fresh(ctx)
@@ -28,14 +30,14 @@ func (b *bench) storm(ctx context.Context) error {
 		}
 		lost += n
 	}
-	floor := got.median("floor")
-	b.report.add(figure{"storm-lost", float64(lost), "requests", 0, 0})
-	b.report.add(figure{"storm-p99", got.median("p99"), "ms", floor, 1.5 * floor})
-	b.report.add(figure{"rss-c1000", got.median("rss"), "MiB", 0, 90})
+	floor := got.Median("floor")
+	b.report.Add("storm-lost", float64(lost), "requests", 0, 0)
+	b.report.Add("storm-p99", got.Median("p99"), "ms", floor, 1.5*floor)
+	b.report.Add("rss-c1000", got.Median("rss"), "MiB", 0, 90)
 	return nil
 }
 
-func (b *bench) burst(ctx context.Context, h *head, got series) (lost int, err error) {
+func (b *bench) burst(ctx context.Context, h *head, got figure.Series) (lost int, err error) {
 	nodes, err := b.enabled(ctx, h, crowd)
 	if err != nil {
 		return 0, err
@@ -64,7 +66,7 @@ func (b *bench) burst(ctx context.Context, h *head, got series) (lost int, err e
 	if err != nil {
 		return 0, err
 	}
-	got.add("rss", mib)
+	got.Add("rss", mib)
 	lost = crowd - len(times)
 	if first != nil {
 		fmt.Fprintf(b.log, "  storm: %d lost, one by: %v\n", lost, first)
@@ -74,8 +76,8 @@ func (b *bench) burst(ctx context.Context, h *head, got series) (lost int, err e
 	}
 	p99 := times[len(times)*99/100]
 	floor := (all - busy) / time.Duration(runtime.NumCPU())
-	got.add("p99", 1000*p99.Seconds())
-	got.add("floor", 1000*floor.Seconds())
+	got.Add("p99", 1000*p99.Seconds())
+	got.Add("floor", 1000*floor.Seconds())
 	fmt.Fprintf(b.log, "  storm: p50 %v, p99 %v; CPU of the head %v, of the generator %v, of all %v\n", times[len(times)/2], p99, to.cpu-from.cpu, own, all-busy)
 	return lost, nil
 }

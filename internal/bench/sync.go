@@ -47,7 +47,7 @@ func (b *bench) sync(ctx context.Context) error {
 			return err
 		}
 		fmt.Fprintf(b.log, "  %s: %d calls for %d enrolments\n", l.name, after-before, l.n)
-		b.report.add(figure{l.name, float64(after-before) / float64(l.n), "calls", 0, l.limit})
+		b.report.Add(l.name, float64(after-before)/float64(l.n), "calls", 0, l.limit)
 	}
 	return nil
 }

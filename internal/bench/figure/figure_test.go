@@ -1,8 +1,7 @@
-package main
+package figure
 
 import (
 	"math"
-	"os"
 	"testing"
 )
 
@@ -12,7 +11,7 @@ func TestFigureLine(t *testing.T) {
 		"bench a 6.00 pairs floor 3.00 ratio 2.00 limit 7.00 ok":         {"a", 6, "pairs", 3, 7},
 		"bench b 7.01 pairs floor - ratio - limit 7.00 SHORT":            {"b", 7.01, "pairs", 0, 7},
 		"bench c 0.00 requests floor - ratio - limit 0.00 ok":            {"c", 0, "requests", 0, 0},
-		"bench nothing NaN pairs floor - ratio - limit 7.00 SHORT":       {"nothing", median(nil), "pairs", 0, 7},
+		"bench nothing NaN pairs floor - ratio - limit 7.00 SHORT":       {"nothing", Median(nil), "pairs", 0, 7},
 		"bench d 1000.00 ms floor 800.00 ratio 1.25 limit 1200.00 ok":    {"d", 1000, "ms", 800, 1200},
 		"bench e 1201.00 ms floor 800.00 ratio 1.50 limit 1200.00 SHORT": {"e", 1201, "ms", 800, 1200},
 	} {
@@ -27,27 +26,11 @@ func TestMedian(t *testing.T) {
 		values []float64
 		want   float64
 	}{{[]float64{3, 1, 2}, 2}, {[]float64{4, 1, 2, 3}, 2.5}, {[]float64{5}, 5}} {
-		if got := median(test.values); got != test.want {
+		if got := Median(test.values); got != test.want {
 			t.Errorf("median of %v is %v, want %v", test.values, got, test.want)
 		}
 	}
-	if got := median(nil); !math.IsNaN(got) {
+	if got := Median(nil); !math.IsNaN(got) {
 		t.Errorf("median of nothing is %v", got)
-	}
-}
-
-// TestProc: the counters of this very process can be read, which is all that can be known of them.
-func TestProc(t *testing.T) {
-	pid := os.Getpid()
-	if _, err := cpu(pid); err != nil {
-		t.Error(err)
-	}
-	for name, read := range map[string]func(int) (float64, error){"written": written, "resident": resident, "peak": peak, "mapped": mapped} {
-		if _, err := read(pid); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if mib, _ := peak(pid); mib < 1 {
-		t.Errorf("a peak of %v MiB", mib)
 	}
 }
