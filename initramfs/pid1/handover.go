@@ -139,7 +139,7 @@ const newRoot = "/sysroot"
 func (n *node) handOver(h *handover) error {
 	switch {
 	case h.exec != "":
-		n.console.say("starting %s", h.exec)
+		n.console.say("starting %s%s", h.exec, n.took())
 		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
 		return n.cannot("muster.exec="+h.exec, unix.Exec(h.exec, []string{h.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")
 	case h.root != "":
@@ -156,7 +156,7 @@ func (n *node) handOver(h *handover) error {
 		return n.switchRoot(h, what)
 	}
 	if n.status == 0 { // else it has been said
-		n.console.say("%s", h.sentence(failContinue))
+		n.console.say("%s%s", h.sentence(failContinue), n.took())
 	}
 	n.end(failContinue)
 	return nil
@@ -186,6 +186,6 @@ func (n *node) switchRoot(h *handover, what string) error {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	n.console.say("handing over to %s: %s", what, h.init)
+	n.console.say("handing over to %s: %s%s", what, h.init, n.took())
 	return n.cannot(h.init, mount.SwitchRoot(newRoot, h.init), "see that the root is for this machine")
 }

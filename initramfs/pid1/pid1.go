@@ -29,6 +29,7 @@ import (
 
 // node is one boot.
 type node struct {
+	began   time.Time
 	built   time.Time // lowest time that can be
 	console *console
 	line    string // the kernel command line
@@ -52,7 +53,7 @@ func Run(built time.Time) error {
 		return errors.New("this is the init of a boot image, and no program to be started by hand")
 	}
 	log.SetOutput(io.Discard) // u-root's packages narrate
-	n := &node{built: built, console: &console{w: os.Stdout}}
+	n := &node{began: time.Now(), built: built, console: &console{w: os.Stdout}}
 	h, err := n.start()
 	if err == nil {
 		err = n.enrol()
@@ -151,6 +152,17 @@ func (n *node) tell(err error, status, now string) {
 	if hint != "" {
 		n.console.say("hint: %s", hint)
 	}
+}
+
+// took is how long all this took, and how much of that was the processor's: the rest is waiting for TPM,
+// network and head.
+func (n *node) took() string {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		return ""
+	}
+	own := time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	return fmt.Sprintf(", after %.2f s, %.2f s of them its own", time.Since(n.began).Seconds(), own.Seconds())
 }
 
 // shell is for a person at the console, and only where the kernel command line asked for it.
