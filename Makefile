@@ -71,7 +71,10 @@ vm-demo: build
 
 bench: build
 	@.ci/deps bench
-	$(GO) run ./internal/bench -muster bin/muster -agent bin/muster-agent
+	@.ci/kernel cloud
+	@.ci/kernel generic
+	@status=0; $(GO) run ./internal/bench -muster bin/muster -agent bin/muster-agent || status=$$?; \
+	$(INITRAMFS) run ./cmd/imagebench -bin $(CURDIR)/bin || status=$$?; exit $$status
 
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
