@@ -711,6 +711,46 @@ func TestForgetIsForRun(t *testing.T) {
 	}
 }
 
+// TestWithoutNV: where NV has no room for the certificate, the one that run has installed serves.
+func TestWithoutNV(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	m.config.TPM = m.tpm.Spec()
+	a, err := New(m.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := a.withTPM(ctx, func(d *tpm.Device) error { _, err := d.EraseRecords(a.slots); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Get(ctx, h.url.String()+wire.PathSelf, io.Discard); err != nil {
+		t.Errorf("get: %v", err)
+	}
+	if text, err := a.Certificate(ctx); err != nil || !bytes.Equal(text, pemOf(h.cert)) {
+		t.Errorf("cert: %s, %v", text, err)
+	}
+	// Another key's certificate in its place is of no use, and none is nothing to go on with.
+	file := filepath.Join(m.config.Root, fileCert)
+	other := newCA(t, "other").cert
+	if err := os.WriteFile(file, pemOf(other), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Get(ctx, h.url.String()+wire.PathSelf, io.Discard); err == nil {
+		t.Error("a certificate of another key was used")
+	}
+	for _, text := range []string{"", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Get(ctx, h.url.String()+wire.PathSelf, io.Discard); ExitStatus(err) != StatusFailed {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // TestForgetOnce: muster.forget=1 is obeyed once a boot. The system's run, which reads the same kernel
 // command line, and a run that is repeated find the record that the first one wrote.
 func TestForgetOnce(t *testing.T) {

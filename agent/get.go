@@ -27,10 +27,9 @@ func (a *Agent) Get(ctx context.Context, address string, w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		if len(ids) == 0 {
-			return &Outcome{Status: StatusFailed, Message: "no certificate is in the TPM", Hint: "muster-agent run"}
+		if b.have, err = a.newest(d, ids); err != nil {
+			return err
 		}
-		b.have = ids[0]
 		return b.get(ctx, u, w)
 	})
 }

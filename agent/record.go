@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
+	"os"
 	"time"
 
 	"muster/agent/internal/tpm"
@@ -55,6 +57,51 @@ func (a *Agent) readIdentities(d *tpm.Device) (found []*identity, useless []erro
 		found = append(found, id)
 	}
 	return found, useless, err
+}
+
+// installed returns the certificate that run has installed, for a TPM whose NV has no room for it; nil where
+// there is none, or its key is not in the TPM.
+func (a *Agent) installed(d *tpm.Device) (*identity, error) {
+	text, err := os.ReadFile(a.path(fileCert))
+	if err != nil {
+		return nil, nil
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, nil
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil
+	}
+	keys, err := d.Keys(a.slots)
+	if err != nil {
+		return nil, tpmError(err)
+	}
+	for _, k := range keys {
+		if samePublic(k, leaf.PublicKey) {
+			return &identity{leaf: leaf, key: k, index: -1}, nil
+		}
+	}
+	// Whether the deterministic primary is the certificate's shows when it signs.
+	key, err := d.KeyAt(0, leaf.PublicKey)
+	if err != nil {
+		return nil, nil
+	}
+	return &identity{leaf: leaf, key: key, index: -1}, nil
+}
+
+// newest returns the certificate to use: NV's, else what run has installed. Without either it is an
+// [*Outcome] of StatusFailed.
+func (a *Agent) newest(d *tpm.Device, records []*identity) (*identity, error) {
+	if len(records) > 0 {
+		return records[0], nil
+	}
+	id, err := a.installed(d)
+	if err == nil && id == nil {
+		err = &Outcome{Status: StatusFailed, Message: "this node has no certificate yet", Hint: "muster-agent run"}
+	}
+	return id, err
 }
 
 func (a *Agent) identity(d *tpm.Device, r tpm.Stored) (*identity, error) {

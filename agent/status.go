@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"time"
@@ -65,7 +64,7 @@ func (s Status) WriteText(w io.Writer) {
 	}
 }
 
-// Certificate returns the certificate in NV, PEM.
+// Certificate returns the node's certificate, PEM.
 func (a *Agent) Certificate(ctx context.Context) ([]byte, error) {
 	var text []byte
 	err := a.withTPM(ctx, func(d *tpm.Device) error {
@@ -73,11 +72,11 @@ func (a *Agent) Certificate(ctx context.Context) ([]byte, error) {
 		if err != nil {
 			return tpmError(err)
 		}
-		if len(ids) == 0 {
-			return &Outcome{Status: StatusFailed, Message: "no certificate is in the TPM", Hint: "muster-agent run"}
+		id, err := a.newest(d, ids)
+		if err == nil {
+			text = pemOf(id.leaf)
 		}
-		text = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ids[0].leaf.Raw})
-		return nil
+		return err
 	})
 	return text, err
 }
