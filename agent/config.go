@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -212,7 +213,7 @@ func (s *settings) readCmdline(path string, stage cmdline.Stage) error {
 func (s *settings) readFile(root, path string) error {
 	absent := path == ""
 	if absent {
-		path = root + DefaultFile
+		path = filepath.Join(root, DefaultFile)
 	}
 	text, err := os.ReadFile(path)
 	if absent && errors.Is(err, fs.ErrNotExist) {

@@ -3,6 +3,7 @@ package vm_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"muster/initramfs/vm"
@@ -39,6 +40,10 @@ func TestNoTPM(t *testing.T) {
 	r.enable()
 	r.golden("no-tpm", r.boot(""))
 	r.is("open")
+	why, err := r.head.Admin("why", "n0")
+	if err != nil || !strings.Contains(why, "reported from 127.0.0.1") || !strings.Contains(why, "its firmware shows none") {
+		t.Errorf("why: %s, %v", why, err)
+	}
 }
 
 // TestWrongPin: a head that does not chain to the pin learns nothing.
@@ -62,7 +67,7 @@ func TestRogueHead(t *testing.T) {
 	}
 	t.Cleanup(rogue.Stop)
 	r.golden("rogue-head", r.boot("muster.wait=8s muster.head="+rogue.URL()))
-	s := r.software("muster.head=" + rogue.URL())
+	s := r.software("muster.head=" + rogue.URL() + " muster.ca=" + rogue.Pin) // which the image's CA overrules
 	s.Initrd = filepath.Join(shortDir(t), "image.cpio.gz")
 	ca, err := r.head.Admin("ca", "export")
 	if err != nil {

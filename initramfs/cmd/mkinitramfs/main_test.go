@@ -75,7 +75,7 @@ func TestFiles(t *testing.T) {
 		t.Fatalf("cpio: %v: %s", err, out)
 	}
 	for name, want := range map[string]string{
-		"etc/muster/ca.pem": "PEM\n", "etc/muster/agent.toml": "head = \"https://head:8443\"\n", "etc/site.conf": "PEM\n",
+		"etc/muster/ca.pem": "PEM\n", "etc/muster/agent.toml": "head = \"https://head:8443\"\nca = \"/etc/muster/ca.pem\"\n", "etc/site.conf": "PEM\n",
 	} {
 		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", name, b, err)

@@ -137,6 +137,7 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 	if r.head != "" {
 		fmt.Fprintf(&conf, "head = %q\n", r.head)
 	}
+	// In agent.toml either wins over the kernel command line, which may come from whoever answers DHCP.
 	if strings.HasPrefix(r.ca, "sha256:") {
 		fmt.Fprintf(&conf, "ca = %q\n", r.ca)
 	} else if r.ca != "" {
@@ -144,6 +145,7 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 		if err != nil {
 			return nil, err
 		}
+		fmt.Fprintf(&conf, "ca = %q\n", "/etc/muster/ca.pem")
 		records = append(records, cpio.StaticFile("etc/muster/ca.pem", string(pem), 0o644))
 	}
 	if conf.Len() > 0 {
