@@ -106,6 +106,14 @@ func TestClocks(t *testing.T) {
 	}
 }
 
+// nextProgram is a site's own end of an initramfs.
+const nextProgram = `#!/bin/busybox sh
+echo "next: I am $$, status $MUSTER_STATUS"
+/sbin/modprobe -q -- loop && /bin/busybox grep -q '^loop ' /proc/modules && echo "next: loop is loaded"
+/bin/busybox ip link set eth0 down
+/bin/busybox poweroff -f
+`
+
 // TestHandOver: each way to go on finds /run/muster.
 func TestHandOver(t *testing.T) {
 	t.Run("squashfs", func(t *testing.T) {
@@ -133,7 +141,7 @@ func TestHandOver(t *testing.T) {
 		r.enable()
 		image := filepath.Join(shortDir(t), "image.cpio.gz")
 		script := filepath.Join(filepath.Dir(image), "next")
-		if err := os.WriteFile(script, []byte("#!/bin/busybox sh\necho \"next: I am $$, status $MUSTER_STATUS\"\n/bin/busybox poweroff -f\n"), 0o755); err != nil {
+		if err := os.WriteFile(script, []byte(nextProgram), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		if err := buildImage(image, "-file", script+":sbin/next", "-file", "/bin/busybox:bin/busybox"); err != nil {
@@ -144,6 +152,7 @@ func TestHandOver(t *testing.T) {
 		b := r.off(s)
 		r.says(b, `starting /sbin/next`)
 		r.says(b, `next: I am 1, status 0`)
+		r.says(b, `next: loop is loaded`) // as the kernel itself would ask for it
 	})
 	t.Run("no such disk", func(t *testing.T) {
 		r := newRig(t)
