@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -823,6 +824,18 @@ func TestGetTrusts(t *testing.T) {
 		out.Reset()
 		if err := a.Get(context.Background(), u.String(), &out); ExitStatus(err) != StatusConfig || out.Len() > 0 {
 			t.Errorf("%s: %q, %v", name, out.String(), err)
+		}
+	}
+	for name, answer := range map[string]http.HandlerFunc{
+		"busy": reply(503, "busy"),
+		"cut": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "10")
+			io.WriteString(w, "half")
+		},
+	} {
+		u, _ := listen(t, h.ca.head(t, nil), answer)
+		if err := a.Get(context.Background(), u.String(), io.Discard); ExitStatus(err) != StatusTryAgain || !strings.Contains(Describe(err), "hint: ") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if err := a.Get(context.Background(), "http://127.0.0.1/", &out); ExitStatus(err) != StatusConfig {

@@ -15,7 +15,7 @@ import (
 // Get fetches a URL over mTLS with the node's certificate and the key in the TPM, once, and copies
 // the body to w. The server must chain to the pinned CA and be what the URL says; it need not be a
 // head. An answer that is not 2xx is an error with its status line and, where a head gave one, its
-// reason.
+// reason; 5xx and a body that breaks off are worth another try.
 func (a *Agent) Get(ctx context.Context, address string, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
@@ -56,10 +56,30 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 		if e := ourError(body); e != nil {
 			message += ": " + e.Error()
 		}
+		if resp.StatusCode/100 == 5 {
+			return tryAgain("the server is busy or broken: see its log", "%s", message)
+		}
 		return &Outcome{Status: StatusFailed, Message: message}
 	}
-	_, err = io.Copy(w, resp.Body)
+	body := &reading{r: resp.Body}
+	if _, err = io.Copy(w, body); body.err != nil {
+		return b.getError(u, body.err)
+	}
 	return err
+}
+
+// reading keeps a reader's error apart from those of whom it is copied to.
+type reading struct {
+	r   io.Reader
+	err error
+}
+
+func (r *reading) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
 }
 
 func (b *boot) getError(u *url.URL, err error) error {

@@ -16,20 +16,20 @@ import (
 // mountDisk mounts the root that muster.root names: a device, or UUID=, LABEL= or PARTLABEL=. A
 // squashfs gets a tmpfs over it, to be
 // written to.
-func (n *node) mountDisk(h *handover) (what string, err error) {
+func (n *node) mountDisk() (what string, err error) {
 	n.drivers.coldplug()
 	device := ""
 	for wait := time.Duration(0); device == ""; wait += lookEvery {
-		if device = findDisk(h.root); device != "" {
+		if device = findDisk(n.root); device != "" {
 			break
 		}
-		if wait >= h.rootWait { // controllers take their time
-			return "", fmt.Errorf("no such disk after %v", h.rootWait)
+		if wait >= n.rootWait { // controllers take their time
+			return "", fmt.Errorf("no such disk after %v", n.rootWait)
 		}
 		time.Sleep(lookEvery)
 		n.drivers.coldplug()
 	}
-	fstype := h.fstype
+	fstype := n.fstype
 	if fstype == "" {
 		sb, err := identify(device)
 		if err != nil {
@@ -44,13 +44,13 @@ func (n *node) mountDisk(h *handover) (what string, err error) {
 		return "", err
 	}
 	flags := uintptr(unix.MS_RDONLY)
-	if h.rw {
+	if n.rw {
 		flags = 0
 	}
 	if err := os.MkdirAll(newRoot, 0o755); err != nil {
 		return "", err
 	}
-	if _, err := mount.Mount(device, newRoot, fstype, h.flags, flags); err != nil {
+	if _, err := mount.Mount(device, newRoot, fstype, n.flags, flags); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%s (%s)", device, fstype), nil

@@ -65,16 +65,28 @@ func (h *handover) policy() policy {
 	return h.onFail
 }
 
+// lastResort is the policy where there is nothing to go on to any more.
+func (h *handover) lastResort() policy {
+	if h.onFail == failHalt {
+		return failHalt
+	}
+	return failReboot
+}
+
 const handoverHint = "on the kernel command line: one of muster.root=DEVICE, muster.image=https://… with muster.image-sha256=HEX, or muster.exec=PROGRAM"
 
 func badHandover(format string, args ...any) error {
 	return &agent.Outcome{Status: agent.StatusConfig, Message: "kernel command line: " + fmt.Sprintf(format, args...), Hint: handoverHint}
 }
 
+func defaultHandover() *handover {
+	return &handover{onFail: failContinue, init: "/sbin/init", rootWait: 30 * time.Second}
+}
+
 // parseHandover reads the words that say how to end. What it could read is in the handover even where
 // there is an error.
 func parseHandover(line string) (*handover, error) {
-	h := &handover{onFail: failContinue, init: "/sbin/init", rootWait: 30 * time.Second}
+	h := defaultHandover()
 	for _, w := range cmdline.Parse(line) {
 		switch w.Name {
 		case "init":
@@ -136,27 +148,27 @@ const newRoot = "/sysroot"
 
 // handOver ends this program by becoming another, or switches the machine off where none was named. It
 // returns only an error.
-func (n *node) handOver(h *handover) error {
+func (n *node) handOver() error {
 	switch {
-	case h.exec != "":
-		n.console.say("starting %s%s", h.exec, n.took())
+	case n.exec != "":
+		n.console.say("starting %s%s", n.exec, n.took())
 		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
-		return n.cannot("muster.exec="+h.exec, unix.Exec(h.exec, []string{h.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")
-	case h.root != "":
-		what, err := n.mountDisk(h)
+		return n.cannot("muster.exec="+n.exec, unix.Exec(n.exec, []string{n.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")
+	case n.root != "":
+		what, err := n.mountDisk()
 		if err != nil {
-			return n.cannot("muster.root="+h.root, err, "see that the disk is there, its driver and file system are in the image (mkinitramfs -modules), and its name is right")
+			return n.cannot("muster.root="+n.root, err, "see that the disk is there, its driver and file system are in the image (mkinitramfs -modules), and its name is right")
 		}
-		return n.switchRoot(h, what)
-	case h.image != nil:
-		what, err := n.mountImage(h)
+		return n.switchRoot(what)
+	case n.image != nil:
+		what, err := n.mountImage()
 		if err != nil {
-			return n.cannot("muster.image="+h.image.String(), err, "see that the server has this image and knows the cluster's CA, and that muster.image-sha256= is the image's")
+			return n.cannot("muster.image="+n.image.String(), err, "see that the server has this image and knows the cluster's CA, and that muster.image-sha256= is the image's")
 		}
-		return n.switchRoot(h, what)
+		return n.switchRoot(what)
 	}
 	if n.status == 0 { // else it has been said
-		n.console.say("%s%s", h.sentence(failContinue), n.took())
+		n.console.say("%s%s", n.sentence(failContinue), n.took())
 	}
 	n.end(failContinue)
 	return nil
@@ -177,15 +189,15 @@ func (n *node) cannot(what string, err error, hint string) error {
 func (h *handover) nowhere() bool { return h.root == "" && h.image == nil && h.exec == "" }
 
 // switchRoot starts the init of the root at newRoot. /run goes along, and with it what was installed.
-func (n *node) switchRoot(h *handover, what string) error {
-	if _, err := os.Lstat(newRoot + h.init); err != nil {
-		return n.cannot(what, fmt.Errorf("it has no %s", h.init), "name its init by init=")
+func (n *node) switchRoot(what string) error {
+	if _, err := os.Lstat(newRoot + n.init); err != nil {
+		return n.cannot(what, fmt.Errorf("it has no %s", n.init), "name its init by init=")
 	}
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	n.console.say("handing over to %s: %s%s", what, h.init, n.took())
-	return n.cannot(h.init, mount.SwitchRoot(newRoot, h.init), "see that the root is for this machine")
+	n.console.say("handing over to %s: %s%s", what, n.init, n.took())
+	return n.cannot(n.init, mount.SwitchRoot(newRoot, n.init), "see that the root is for this machine")
 }

@@ -8,11 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
+	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 	"github.com/u-root/u-root/pkg/mount"
 	"github.com/u-root/u-root/pkg/mount/loop"
+
+	"muster/agent"
 )
 
 // imageFile is where an image is kept: in memory, as all of an initramfs is.
@@ -21,12 +25,12 @@ const imageFile = "/image/root"
 // mountImage fetches the root image over mTLS with the node's certificate, and uses it only when it is
 // the one that the kernel command line names by its SHA-256: a squashfs, or a cpio archive (newc) with or
 // without gzip.
-func (n *node) mountImage(h *handover) (what string, err error) {
-	size, err := n.fetch(h)
+func (n *node) mountImage() (what string, err error) {
+	size, err := n.fetch()
 	if err != nil {
 		return "", err
 	}
-	what = fmt.Sprintf("%s (%.1f MiB)", h.image, float64(size)/(1<<20))
+	what = fmt.Sprintf("%s (%.1f MiB)", n.image, float64(size)/(1<<20))
 	f, err := os.Open(imageFile)
 	if err != nil {
 		return "", err
@@ -45,32 +49,61 @@ func (n *node) mountImage(h *handover) (what string, err error) {
 	return "", errors.New("the image is neither a squashfs nor a cpio archive")
 }
 
+const (
+	fetchTries = 5
+	fetchPause = 5 * time.Second // at most, and more each time: when all nodes boot at once the server is busy
+	fetchStall = time.Minute     // without a byte
+)
+
 // fetch writes the image to imageFile, unless it is not the one that was named.
-func (n *node) fetch(h *handover) (size int64, err error) {
+func (n *node) fetch() (size int64, err error) {
 	if err := mountTmpfs("/image"); err != nil {
 		return 0, err
 	}
-	f, err := os.OpenFile(imageFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	for try := 1; ; try++ {
+		size, err = n.fetchOnce()
+		if agent.ExitStatus(err) != agent.StatusTryAgain || try == fetchTries {
+			return size, err
+		}
+		n.console.say("%v; trying again", err)
+		time.Sleep(rand.N(time.Duration(try) * fetchPause))
+	}
+}
+
+func (n *node) fetchOnce() (int64, error) {
+	f, err := os.OpenFile(imageFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	p := &progress{stall: time.AfterFunc(fetchStall, cancel)}
+	defer p.stall.Stop()
 	hash := sha256.New()
-	count := &counter{}
-	if err := n.agent.Get(context.Background(), h.image.String(), io.MultiWriter(f, hash, count)); err != nil {
+	err = n.agent.Get(ctx, n.image.String(), io.MultiWriter(f, hash, p))
+	if ctx.Err() != nil {
+		return 0, &agent.Outcome{Status: agent.StatusTryAgain, Message: fmt.Sprintf("%s: nothing came for %v", n.image, fetchStall)}
+	}
+	if err != nil {
 		return 0, err
 	}
-	if [32]byte(hash.Sum(nil)) != h.sum {
+	if [32]byte(hash.Sum(nil)) != n.sum {
 		os.Remove(imageFile)
 		return 0, fmt.Errorf("its SHA-256 is %x, and not the one on the kernel command line", hash.Sum(nil))
 	}
-	return count.n, f.Close()
+	return p.bytes, f.Close()
 }
 
-type counter struct{ n int64 }
+// progress counts what comes, and keeps a transfer alive as long as something does.
+type progress struct {
+	bytes int64
+	stall *time.Timer
+}
 
-func (c *counter) Write(b []byte) (int, error) {
-	c.n += int64(len(b))
+func (p *progress) Write(b []byte) (int, error) {
+	p.bytes += int64(len(b))
+	p.stall.Reset(fetchStall)
 	return len(b), nil
 }
 

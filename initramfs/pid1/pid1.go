@@ -33,6 +33,7 @@ type node struct {
 	built   time.Time // lowest time that can be
 	console *console
 	line    string // the kernel command line
+	*handover
 	drivers *drivers
 	network *network
 	agent   *agent.Agent
@@ -53,32 +54,48 @@ func Run(built time.Time) error {
 		return errors.New("this is the init of a boot image, and no program to be started by hand")
 	}
 	log.SetOutput(io.Discard) // u-root's packages narrate
-	n := &node{began: time.Now(), built: built, console: &console{w: os.Stdout}}
-	h, err := n.start()
+	n := &node{began: time.Now(), built: built, console: &console{w: os.Stdout}, drivers: &drivers{}, handover: defaultHandover()}
+	n.boot()
+	return nil
+}
+
+// boot does not return: it ends in another program, or in a machine that is off.
+func (n *node) boot() {
+	defer func() { // a panic must not take the kernel down without a word
+		if p := recover(); p != nil {
+			n.giveUp(fmt.Errorf("internal error: %v\n%s", p, debug.Stack()), "", n.lastResort())
+		}
+	}()
+	err := n.start()
 	if err == nil {
 		err = n.enrol()
 	}
 	if err != nil {
-		n.fail(h, err)
+		n.status = agent.ExitStatus(err)
+		n.giveUp(err, fmt.Sprintf(" (status %d)", n.status), n.policy())
 	}
-	n.failHandOver(h, n.handOver(h))
-	return nil
+	n.giveUp(n.handOver(), "", n.lastResort())
 }
 
-// start does what comes before the agent. The handover is good to follow even where there is an error.
-func (n *node) start() (h *handover, err error) {
+// start does what comes before the agent.
+func (n *node) start() error {
 	if err := mountKernel(); err != nil {
-		return &handover{}, err
+		return err
 	}
 	n.console.openKmsg()
 	text, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
-		return &handover{}, err
+		return err
 	}
 	n.line = string(text)
-	if h, err = parseHandover(n.line); err != nil {
-		return h, err
-	}
+	n.coldplug()
+	// What can be read of it holds even where there is an error.
+	n.handover, err = parseHandover(n.line)
+	return err
+}
+
+func (n *node) coldplug() {
+	var err error
 	if n.drivers, err = openDrivers(n.line); err != nil {
 		n.console.say("kernel modules: %v", err)
 	}
@@ -89,16 +106,10 @@ func (n *node) start() (h *handover, err error) {
 	if loaded != "" {
 		n.console.say("drivers: %s", loaded)
 	}
-	return h, nil
 }
 
-// enrol is the agent's part. A panic in it must not take the kernel down with it.
-func (n *node) enrol() (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("internal error: %v\n%s", p, debug.Stack())
-		}
-	}()
+// enrol is the agent's part.
+func (n *node) enrol() error {
 	links, err := parseIP(n.line)
 	if err != nil {
 		return &agent.Outcome{Status: agent.StatusConfig, Message: err.Error(), Hint: "write ip=dhcp, or ip=ADDRESS::GATEWAY:NETMASK::DEVICE:none"}
@@ -118,33 +129,18 @@ func (n *node) enrol() (err error) {
 	return err
 }
 
-// fail says what went wrong and does what muster.fail says. The last line is what a person can do.
-func (n *node) fail(h *handover, err error) {
-	n.status = agent.ExitStatus(err)
-	policy := h.policy()
-	n.tell(err, fmt.Sprintf(" (status %d)", n.status), h.sentence(policy))
-	if h.shell {
-		n.shell()
+// giveUp says what went wrong and does what a policy says. It returns where that is to go on.
+func (n *node) giveUp(err error, status string, p policy) {
+	n.tell(err, status, n.sentence(p))
+	if n.shell {
+		n.openShell()
 	}
-	if policy != failContinue {
-		n.end(policy)
+	if p != failContinue {
+		n.end(p)
 	}
 }
 
-// failHandOver ends a boot that has nowhere to go on to.
-func (n *node) failHandOver(h *handover, err error) {
-	policy := failReboot
-	if h.onFail == failHalt {
-		policy = failHalt
-	}
-	n.tell(err, "", h.sentence(policy))
-	if h.shell {
-		n.shell()
-	}
-	n.end(policy)
-}
-
-// tell puts an error in front of a person: what happened, what happens now, and what to do.
+// tell puts an error in front of a person: what happened, what happens now and, last, what to do.
 func (n *node) tell(err error, status, now string) {
 	message, hint, _ := strings.Cut(strings.TrimSuffix(agent.Describe(err), "\n"), "\nhint: ")
 	n.console.say("%s%s", message, status)
@@ -165,8 +161,8 @@ func (n *node) took() string {
 	return fmt.Sprintf(", after %.2f s, %.2f s of them its own", time.Since(n.began).Seconds(), own.Seconds())
 }
 
-// shell is for a person at the console, and only where the kernel command line asked for it.
-func (n *node) shell() {
+// openShell is for a person at the console, and only where the kernel command line asked for it.
+func (n *node) openShell() {
 	n.console.say("muster.shell=1: a shell, until it ends")
 	p, err := os.StartProcess("/bin/sh", []string{"sh"}, &os.ProcAttr{
 		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
