@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"muster/agent/internal/tpm"
+	"muster/internal/journal"
 	"muster/internal/wire"
 )
 
@@ -124,7 +125,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 	case stranger(err) != nil && offline:
 		// Whoever sits in the head's place must not keep a node from its certificate (I3), and
 		// nothing of what follows is on its word.
-		b.log.Warn("what answers is not a head of this cluster", "err", err)
+		b.log.Warn("what answers is not a head of this cluster", "event", journal.Stranger, "err", err)
 		return b.finishOffline(id, err)
 	case errors.As(err, &e) && e.Code == wire.Revoked:
 		// Only a new grant helps, and for that a new key. Ask once whether there is one.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/hashicorp/go-retryablehttp"
 
+	"muster/internal/journal"
 	"muster/internal/wire"
 )
 
@@ -428,7 +429,7 @@ func (x *exchange) say(err error) {
 	case errors.As(err, &e):
 		log.Info("waiting", "code", e.Code)
 	case stranger(err) != nil:
-		log.Warn("what answers is not a head of this cluster; waiting", "err", clean(err.Error()))
+		log.Warn("what answers is not a head of this cluster; waiting", "event", journal.Stranger, "err", clean(err.Error()))
 	default:
 		log.Info("no answer yet", "err", clean(err.Error()))
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"muster/internal/journal"
 )
 
 // clockMode is what to do about a clock that nothing disciplines.
@@ -98,7 +100,7 @@ func (c *clock) learn(head time.Time, verify func(at time.Time) error, log *slog
 	}
 	if c.mode == clockSet {
 		if err := c.set(head); err != nil {
-			log.Warn("the clock cannot be set", "to", stamp(head), "err", err)
+			log.Warn("the clock cannot be set", "event", journal.ClockNotSet, "to", stamp(head), "err", err)
 		}
 	}
 	c.offset += head.Sub(c.time())

@@ -14,6 +14,7 @@ import (
 
 	"muster/agent/internal/tpm"
 	"muster/internal/durable"
+	"muster/internal/journal"
 	"muster/internal/wire"
 )
 
@@ -135,7 +136,7 @@ func (b *boot) keyFile(key *tpm.Key) ([]byte, error) {
 	}
 	text, err := b.tpm.PEM(key)
 	if errors.Is(err, tpm.ErrPrimary) {
-		b.log.Warn("there is no node.key: the node key could not be given a place in the TPM", "why", key.Why())
+		b.log.Warn("there is no node.key: the node key could not be given a place in the TPM", "event", journal.NotKept, "why", key.Why())
 		return nil, nil
 	}
 	return text, err

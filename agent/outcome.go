@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"muster/internal/journal"
 	"muster/internal/wire"
 )
 
@@ -42,6 +43,21 @@ func ExitStatus(err error) int {
 		return StatusTryAgain
 	}
 	return StatusFailed
+}
+
+// Event is what an exit status is in systemd's journal; "" for none.
+func Event(status int) journal.Event {
+	switch status {
+	case StatusNoTPM:
+		return journal.NoTPM
+	case StatusTryAgain:
+		return journal.TryAgain
+	case StatusRefused:
+		return journal.Refused
+	case StatusConfig:
+		return journal.Configuration
+	}
+	return ""
 }
 
 // Describe returns the lines that a person sees: the message and, where there is one, the hint.

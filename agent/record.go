@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"muster/agent/internal/tpm"
+	"muster/internal/journal"
 )
 
 // identity is a node certificate and the key in the TPM that it is for.
@@ -144,7 +145,7 @@ func (b *boot) keep(id *identity) error {
 	}
 	err := b.tpm.WriteRecord(b.slots, tpm.Record{Slot: slot, Algorithm: id.key.Algorithm(), Pin: id.pin, Leaf: id.leaf.Raw})
 	if errors.Is(err, tpm.ErrNoNV) {
-		b.log.Warn("the certificate is not kept in the TPM and will be fetched again at each boot", "err", err)
+		b.log.Warn("the certificate is not kept in the TPM and will be fetched again at each boot", "event", journal.NotKept, "err", err)
 		id.index = -1
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"muster/agent"
+	"muster/internal/journal"
 )
 
 // program is one run of muster-agent.
@@ -82,7 +83,7 @@ func (p *program) invoke(ctx context.Context, c command, args []string) error {
 	fs.StringVar(&in.File, "config", "", "configuration `FILE` (default "+agent.DefaultFile+")")
 	c.flags(fs, in)
 	in.Built = commitTime()
-	in.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+	in.Log = p.log()
 	err := in.parse(fs, args)
 	if errors.Is(err, flag.ErrHelp) {
 		p.commandHelp(c, fs)
@@ -109,6 +110,10 @@ func (in *invocation) parse(fs *flag.FlagSet, args []string) error {
 		in.args = append(in.args, fs.Arg(0))
 		args = fs.Args()[1:]
 	}
+}
+
+func (p *program) log() *slog.Logger {
+	return slog.New(journal.Handler(p.stderr, slog.HandlerOptions{ReplaceAttr: withoutTime}))
 }
 
 // withoutTime leaves the time to the journal, which knows it better than a node whose clock may be
@@ -258,8 +263,14 @@ func (p *program) say(line string, err error) error {
 
 // failed says what went wrong, and what to do about it.
 func (p *program) failed(err error) int {
-	fmt.Fprint(p.stderr, "muster-agent: ", agent.Describe(err))
-	return agent.ExitStatus(err)
+	status, text := agent.ExitStatus(err), agent.Describe(err)
+	if event := agent.Event(status); event != "" && journal.Enabled(p.stderr) {
+		message, hint, _ := strings.Cut(strings.TrimSpace(text), "\nhint: ")
+		p.log().Error(message, "event", event, "status", status, "hint", hint)
+		return status
+	}
+	fmt.Fprint(p.stderr, "muster-agent: ", text)
+	return status
 }
 
 // usage is a command line that makes no sense, of a command or, with "", before any.
