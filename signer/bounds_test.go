@@ -201,7 +201,7 @@ func TestSources(t *testing.T) {
 
 // TestOneHostDoesNotShutOutItsSubnet: nor does one with very many addresses take all there is.
 func TestOneHostDoesNotShutOutItsSubnet(t *testing.T) {
-	l := Limits{PerAddress: 3, Total: 20}.listener(nil).(*limited)
+	l := newGate(Limits{PerAddress: 3, Total: 20})
 	from := func(addr string) bool {
 		return l.enter(sources(net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(addr), 1))))
 	}

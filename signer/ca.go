@@ -66,8 +66,9 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 	return &authority{cert, key}, nil
 }
 
-// parseAuthority reads what marshal wrote and checks that key and certificate belong together.
-func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
+// parseAuthority reads what marshal wrote and checks that key and certificate belong together. Errors
+// are those of parseKey, or say what is wrong.
+func parseAuthority(certPEM, keyPEM []byte, passphrase Passphrase) (*authority, error) {
 	block, _ := pem.Decode(certPEM)
 	if block == nil || block.Type != "CERTIFICATE" {
 		return nil, errors.New("CA certificate: not a PEM certificate")
@@ -76,17 +77,9 @@ func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA certificate: %v", err)
 	}
-	block, _ = pem.Decode(keyPEM)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, errors.New("CA key: not a PEM private key")
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := parseKey(keyPEM, passphrase)
 	if err != nil {
-		return nil, errors.New("CA key: not PKCS#8")
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("CA key: cannot sign")
+		return nil, err
 	}
 	if len(cert.SubjectKeyId) < 8 {
 		return nil, errors.New("CA certificate: no subject key identifier of 8 bytes or more")
@@ -98,12 +91,9 @@ func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
 	return &authority{cert, key}, nil
 }
 
-func (a *authority) marshal() (certPEM, keyPEM []byte, err error) {
-	der, err := x509.MarshalPKCS8PrivateKey(a.key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return certificatePEM(a.cert.Raw), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+func (a *authority) marshal(passphrase Passphrase) (certPEM, keyPEM []byte, err error) {
+	keyPEM, err = marshalKey(a.key, passphrase)
+	return certificatePEM(a.cert.Raw), keyPEM, err
 }
 
 // id names the authority in the path of its CRL: the first 16 hex digits of its SKI.

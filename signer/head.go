@@ -25,10 +25,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"muster/internal/durable"
+	"muster/internal/journal"
 	"muster/internal/wire"
 	"muster/signer/attest"
 	"muster/signer/store"
@@ -44,6 +46,7 @@ type Config struct {
 	// http://HOST:PORT. Empty: the cluster's first host with the port of PublicAddr.
 	PublicURL  string
 	PublicAddr string
+	Passphrase Passphrase // of the CA's key, where that is encrypted
 	Limits     Limits
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: discard
@@ -54,9 +57,12 @@ type Head struct {
 	dir       string
 	store     store.Store
 	publicURL string
-	limits    Limits
 	now       func() time.Time
 	log       *slog.Logger
+
+	limiting sync.Mutex // PerAddress and Total, and gates
+	limits   Limits
+	gates    []*gate // of the listeners
 
 	cluster  cluster
 	ca       *authority
@@ -73,11 +79,12 @@ type Head struct {
 	writable probe
 }
 
-// Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised.
+// Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised. Where it fails
+// (ErrNoPassphrase, ErrPassphrase, ErrPublicURL are others) nothing has changed.
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
-		dir: cfg.Dir, store: cfg.Store, limits: cfg.Limits.orDefault(),
-		now: cfg.Now, log: cfg.Log,
+		dir: cfg.Dir, store: cfg.Store,
+		now: cfg.Now, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked: make(chan struct{}, 1),
 		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		seen:     newSightings(),
@@ -90,7 +97,8 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	for _, load := range []func(context.Context) error{h.loadCluster, h.loadCA, h.loadEpochs, h.loadFloor, h.loadCRL} {
+	loadCA := func(context.Context) error { return h.loadCA(cfg.Passphrase) }
+	for _, load := range []func(context.Context) error{h.loadCluster, loadCA, h.loadEpochs, h.loadFloor, h.loadCRL} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}
@@ -147,7 +155,10 @@ func (h *Head) setPublicURL(cfg Config) error {
 // Pin is what nodes trust this head by.
 func (h *Head) Pin() string { return h.ca.pin() }
 
-func (h *Head) loadCA(context.Context) error {
+// Cluster is the cluster's name.
+func (h *Head) Cluster() string { return h.cluster.Name }
+
+func (h *Head) loadCA(passphrase Passphrase) error {
 	cert, err := os.ReadFile(filepath.Join(h.dir, caCertFile))
 	if err != nil {
 		return err
@@ -156,8 +167,11 @@ func (h *Head) loadCA(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.ca, err = parseAuthority(cert, key); err != nil {
+	if h.ca, err = parseAuthority(cert, key, passphrase); err != nil {
 		return err
+	}
+	if len(passphrase) > 0 && !isEncrypted(key) {
+		h.log.Warn("the CA's key is not encrypted: its passphrase protects nothing", "event", journal.SettingIgnored, "setting", "ca-passphrase")
 	}
 	h.bundle = string(certificatePEM(h.ca.cert.Raw))
 	return nil
@@ -182,7 +196,7 @@ func (h *Head) loadFloor(ctx context.Context) error {
 	}
 	for last, err := range h.store.Journal(ctx, tail.Seq) {
 		if err != nil {
-			h.log.Error("journal is damaged", "entry", last.Seq, "err", err)
+			h.log.Error("journal is damaged", "event", journal.JournalDamaged, "entry", last.Seq, "err", err)
 			continue
 		}
 		h.signed(last.Time)
@@ -272,7 +286,7 @@ func (h *Head) tend(ctx context.Context) error {
 
 func (h *Head) try(failed string, err error) (ok bool) {
 	if err != nil {
-		h.log.Error(failed, "err", err)
+		h.log.Error(failed, "event", journal.Upkeep, "err", err)
 	}
 	return err == nil
 }

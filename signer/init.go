@@ -26,9 +26,10 @@ const (
 
 // Plan is what `muster init` asks for.
 type Plan struct {
-	Cluster     string   // name, in certificates' O; letters, digits, dot, dash, underscore
-	TrustDomain string   // SPIFFE trust domain, fully qualified; empty: Cluster with .internal behind it
-	Hosts       []string // DNS names and IP addresses of the head
+	Cluster     string     // name, in certificates' O; letters, digits, dot, dash, underscore
+	TrustDomain string     // SPIFFE trust domain, fully qualified; empty: Cluster with .internal behind it
+	Hosts       []string   // DNS names and IP addresses of the head
+	Passphrase  Passphrase // for the CA's key; empty: it is not encrypted
 }
 
 // Made is what `muster init` made, for people and programs.
@@ -101,7 +102,7 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	if err != nil {
 		return nil, err
 	}
-	if err := writeCA(dir, ca); err != nil {
+	if err := writeCA(dir, ca, plan.Passphrase); err != nil {
 		return nil, err
 	}
 	epochs := attest.NewEpochs(now)
@@ -122,8 +123,8 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	return &Made{Cluster: plan.Cluster, Pin: ca.pin(), Cert: string(certificatePEM(ca.cert.Raw))}, nil
 }
 
-func writeCA(dir string, ca *authority) error {
-	cert, key, err := ca.marshal()
+func writeCA(dir string, ca *authority, passphrase Passphrase) error {
+	cert, key, err := ca.marshal(passphrase)
 	if err != nil {
 		return err
 	}

@@ -62,60 +62,94 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// Listeners are what a head serves on. Admin and Public may be nil.
+// Listeners are what a head serves on. There may be none for Public and for Admin.
 type Listeners struct {
-	Node   net.Listener // TLS is added here
-	Public net.Listener
-	Admin  net.Listener // a unix socket
+	Node   []net.Listener // TLS is added here
+	Public []net.Listener
+	Admin  []net.Listener // unix sockets
 }
 
-// Serve serves until ctx ends, then finishes what is under way, for ten seconds at most.
+// Serve serves until ctx ends, then finishes what is under way, for ten seconds at most. A connection that
+// nobody has accepted is left to whoever else holds the listener.
 func (h *Head) Serve(ctx context.Context, on Listeners) error {
-	node := newServer(h.NodeHandler(), h.log)
+	node, public, admin := newServer(h.NodeHandler(), h.log), newServer(h.PublicHandler(), h.log), h.adminServer()
 	node.TLSConfig = h.NodeTLS()
 	group, ctx := errgroup.WithContext(ctx)
-	start := func(srv *http.Server, l net.Listener, serve func(net.Listener) error) {
-		group.Go(func() error {
-			if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serve %s: %w", l.Addr(), err)
-			}
-			return nil
-		})
+	start := func(srv *http.Server, listeners []net.Listener, serve func(net.Listener) error) {
+		arriving := watchArrivals(srv)
+		var accepting sync.WaitGroup
+		for _, l := range listeners {
+			accepting.Add(1)
+			group.Go(func() error {
+				defer accepting.Done()
+				if err := serve(l); ctx.Err() == nil {
+					return fmt.Errorf("serve %s: %w", l.Addr(), err)
+				}
+				return nil
+			})
+		}
 		group.Go(func() error {
 			<-ctx.Done()
-			last, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			if err := srv.Shutdown(last); err != nil {
-				return srv.Close() // a peer that does not read its answer must not keep the store
+			for _, l := range listeners {
+				l.Close()
 			}
-			return nil
+			accepting.Wait()
+			return arriving.drain(srv)
 		})
 	}
-	start(node, h.limits.listener(on.Node), func(l net.Listener) error { return node.ServeTLS(l, "", "") })
-	if on.Public != nil {
-		public := newServer(h.PublicHandler(), h.log)
-		start(public, h.limits.listener(on.Public), public.Serve)
-	}
-	if on.Admin != nil {
-		admin := h.adminServer()
-		start(admin, on.Admin, admin.Serve)
-	}
+	start(node, h.limited(on.Node), func(l net.Listener) error { return node.ServeTLS(l, "", "") })
+	start(public, h.limited(on.Public), public.Serve)
+	start(admin, on.Admin, admin.Serve)
 	group.Go(func() error { return h.tend(ctx) })
 	return group.Wait()
+}
+
+// Reload takes other limits for connections, from the next one on, and tries at once what is due, a CRL
+// among it.
+func (h *Head) Reload(limits Limits) {
+	limits = limits.orDefault()
+	h.limiting.Lock()
+	h.limits.PerAddress, h.limits.Total = limits.PerAddress, limits.Total
+	for _, g := range h.gates {
+		g.limit(h.limits)
+	}
+	h.limiting.Unlock()
+	h.crlDue()
+}
+
+// limited puts one gate before listeners.
+func (h *Head) limited(listeners []net.Listener) []net.Listener {
+	h.limiting.Lock()
+	defer h.limiting.Unlock()
+	g := newGate(h.limits)
+	h.gates = append(h.gates, g)
+	var through []net.Listener
+	for _, l := range listeners {
+		through = append(through, &limited{l, g})
+	}
+	return through
+}
+
+// gate counts connections, of one listener or several.
+type gate struct {
+	mu     sync.Mutex
+	limits Limits
+	total  int
+	from   map[netip.Prefix]int
+}
+
+func newGate(limits Limits) *gate { return &gate{limits: limits, from: map[netip.Prefix]int{}} }
+
+func (g *gate) limit(limits Limits) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limits = limits
 }
 
 // limited is a listener that closes what is over the limits at once.
 type limited struct {
 	net.Listener
-	limits Limits
-
-	mu    sync.Mutex
-	total int
-	from  map[netip.Prefix]int
-}
-
-func (l Limits) listener(inner net.Listener) net.Listener {
-	return &limited{Listener: inner, limits: l, from: map[netip.Prefix]int{}}
+	gate *gate
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -125,8 +159,8 @@ func (l *limited) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		source := sources(c.RemoteAddr())
-		if l.enter(source) {
-			conn := &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(source) })}
+		if l.gate.enter(source) {
+			conn := &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.gate.leave(source) })}
 			conn.left.Store(maxBeforeRequest)
 			return conn, nil
 		}
@@ -134,40 +168,40 @@ func (l *limited) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *limited) enter(source []netip.Prefix) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.total >= l.limits.Total {
+func (g *gate) enter(source []netip.Prefix) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.total >= g.limits.Total {
 		return false
 	}
 	for _, p := range source {
-		if l.from[p] >= l.limit(p) {
+		if g.from[p] >= g.most(p) {
 			return false
 		}
 	}
-	l.total++
+	g.total++
 	for _, p := range source {
-		l.from[p]++
+		g.from[p]++
 	}
 	return true
 }
 
-// limit is how many connections may come from p. A /64 can be one host with very many addresses, or a
+// most is how many connections may come from p. A /64 can be one host with very many addresses, or a
 // whole cluster: it gets no more than half of all, and no less.
-func (l *limited) limit(p netip.Prefix) int {
+func (g *gate) most(p netip.Prefix) int {
 	if p.IsSingleIP() || !p.IsValid() {
-		return l.limits.PerAddress
+		return g.limits.PerAddress
 	}
-	return max(l.limits.PerAddress, l.limits.Total/2)
+	return max(g.limits.PerAddress, g.limits.Total/2)
 }
 
-func (l *limited) leave(source []netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
+func (g *gate) leave(source []netip.Prefix) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.total--
 	for _, p := range source {
-		if l.from[p]--; l.from[p] == 0 {
-			delete(l.from, p)
+		if g.from[p]--; g.from[p] == 0 {
+			delete(g.from, p)
 		}
 	}
 }

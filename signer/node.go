@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"muster/internal/journal"
 	"muster/internal/wire"
 	"muster/signer/store"
 )
@@ -168,7 +169,7 @@ func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now t
 	}
 	ev := event(now, "refuse", who.node, map[string]string{"reason": string(no.reason), "detail": no.detail, "ek": who.ek, "addr": who.addr})
 	if err := h.store.Commit(ctx, store.Tx{Events: []store.Event{ev}}); err != nil {
-		h.log.Error("refusal not recorded", "node", who.node, "err", err)
+		h.log.Error("refusal not recorded", "event", journal.Unrecorded, "node", who.node, "err", err)
 	}
 }
 

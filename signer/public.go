@@ -31,17 +31,24 @@ func (h *Head) serveCRL(w http.ResponseWriter, _ *http.Request) {
 	w.Write(*der)
 }
 
-// serveReady says whether this head can sign now.
 func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {
-	if no := h.maySign(h.now()); no != nil {
-		http.Error(w, string(no.reason), http.StatusServiceUnavailable)
-		return
-	}
-	if err := h.writable.check(h.now(), func() error { return h.tryStore(r.Context()) }); err != nil {
-		http.Error(w, string(whyStore), http.StatusServiceUnavailable)
+	if reason, _ := h.NotSigning(r.Context()); reason != "" {
+		http.Error(w, reason, http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ready")
+}
+
+// NotSigning is why this head could sign nothing now, "" if it could: the word that "muster why" and
+// /readyz have for it, and more of it. The store is tried once a second at most.
+func (h *Head) NotSigning(ctx context.Context) (why string, err error) {
+	if no := h.maySign(h.now()); no != nil {
+		return string(no.reason), no
+	}
+	if err := h.writable.check(h.now(), func() error { return h.tryStore(ctx) }); err != nil {
+		return string(whyStore), err
+	}
+	return "", nil
 }
 
 // tryStore finds out whether the store takes commits: guards alone write nothing.

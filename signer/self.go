@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"time"
 
+	"muster/internal/journal"
 	"muster/internal/wire"
 	"muster/signer/store"
 )
@@ -34,7 +35,7 @@ func (h *Head) self(ctx context.Context, cert *x509.Certificate, who *peer) (*wi
 		// A failing store must not keep a good certificate from working: it stays issued, and the
 		// next use tries again (I8).
 		if no := storeRefusal(err); !no.conflict() {
-			h.log.Warn("first use not recorded", "node", s.Node, "err", err)
+			h.log.Warn("first use not recorded", "event", journal.Unrecorded, "node", s.Node, "err", err)
 			return answer, nil
 		}
 	}

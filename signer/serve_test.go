@@ -39,7 +39,7 @@ func (s *site) serve(t *testing.T) *door {
 	s.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, Listeners{Node: l}) }()
+	go func() { done <- s.Serve(ctx, Listeners{Node: []net.Listener{l}}) }()
 	var ended error
 	d := &door{site: s, addr: l.Addr().String()}
 	d.stop = func() error {

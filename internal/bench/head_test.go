@@ -117,7 +117,9 @@ func headHere(b *testing.B) (addr, socket string) {
 		b.Fatal(err)
 	}
 	ended := make(chan error)
-	go func() { ended <- head.Serve(ctx, signer.Listeners{Node: node, Admin: admin}) }()
+	go func() {
+		ended <- head.Serve(ctx, signer.Listeners{Node: []net.Listener{node}, Admin: []net.Listener{admin}})
+	}()
 	b.Cleanup(func() { <-ended; st.Close() }) // b.Context ends before
 	return node.Addr().String(), socket
 }
