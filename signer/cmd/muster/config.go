@@ -17,8 +17,11 @@ const defaultConfig = "/etc/muster/signer.toml"
 // configured gives flags that were not on the command line their values from the configuration
 // file. Its keys are the flags' names, so that there is one list of them; a key that no command
 // has is an error.
-func configured(cmd *cobra.Command, _ []string) error {
-	path, err := cmd.Flags().GetString("config")
+func configured(cmd *cobra.Command, _ []string) error { return configure(cmd, cmd.Flags()) }
+
+// configure is configured for a set of cmd's flags.
+func configure(cmd *cobra.Command, flags *pflag.FlagSet) error {
+	path, err := flags.GetString("config")
 	if err != nil {
 		return err
 	}
@@ -42,11 +45,11 @@ func configured(cmd *cobra.Command, _ []string) error {
 		if !known[key] {
 			return fail(exitUsage, "muster serve --help lists the names", "%s: unknown setting %q", path, key)
 		}
-		flag := cmd.Flags().Lookup(key)
+		flag := flags.Lookup(key)
 		if flag == nil || flag.Changed {
 			continue
 		}
-		if err := setFlag(cmd.Flags(), key, value); err != nil {
+		if err := setFlag(flags, key, value); err != nil {
 			return fail(exitUsage, cmd.CommandPath()+" --help", "%s: %s: %q is no %s", path, key, fmt.Sprint(value), flag.Value.Type())
 		}
 	}

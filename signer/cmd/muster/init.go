@@ -29,7 +29,7 @@ const (
 )
 
 func (e *env) initCommand() *cobra.Command {
-	var dir string
+	var dir, passphrase string
 	var plan signer.Plan
 	var asJSON bool
 	c := &cobra.Command{
@@ -37,12 +37,17 @@ func (e *env) initCommand() *cobra.Command {
 		Short: "Make a cluster: its CA, its store and its state directory",
 		Long: `init makes, once, what muster serve needs: the cluster's CA, the store and the state
 directory. It prints the pin that nodes must know to trust this head. It never replaces a
-cluster; a run that was cut short can simply be repeated.`,
+cluster; a run that was cut short can simply be repeated. What root makes belongs to the owner
+of the state directory, where that is there already.`,
 		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("host") {
 				plan.Hosts = ownHosts()
+			}
+			var err error
+			if plan.Passphrase, err = readPassphrase(passphrase); err != nil {
+				return err
 			}
 			made, err := initialise(cmd.Context(), dir, plan)
 			if err != nil {
@@ -60,6 +65,7 @@ cluster; a run that was cut short can simply be repeated.`,
 	f.StringVar(&plan.Cluster, "cluster", shortHostname(), "the cluster's `name`, as certificates show it for ever")
 	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain`, fully qualified (default: CLUSTER.internal)")
 	f.StringSliceVar(&plan.Hosts, "host", nil, "`names` and addresses under which nodes reach this head (default: its own)")
+	f.StringVar(&passphrase, "ca-passphrase", "", "encrypt the CA's key with the passphrase in this `file`, or on standard input (-)")
 	f.BoolVar(&asJSON, "json", false, "print the pin and the CA certificate as JSON")
 	return c
 }
@@ -74,6 +80,9 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 		return nil, err
 	}
 	defer unlock()
+	if err := asOwner(dir); err != nil {
+		return nil, err
+	}
 	if _, err := os.Lstat(filepath.Join(dir, storeFile)); err == nil {
 		return nil, fail(exitPolicy, "muster serve --dir "+quoted(dir), "%s has a cluster already; init never replaces one", dir)
 	}

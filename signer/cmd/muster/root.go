@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"muster/internal/journal"
 	"muster/signer"
 )
 
@@ -30,23 +32,40 @@ type failure struct {
 	status int
 	msg    string
 	hint   string
+	event  journal.Event // for the journal; most have none
 }
 
 func (f *failure) Error() string { return f.msg }
 
 func fail(status int, hint, format string, args ...any) error {
-	return &failure{status, fmt.Sprintf(format, args...), hint}
+	return &failure{status: status, msg: fmt.Sprintf(format, args...), hint: hint}
+}
+
+// asEvent makes err one for the journal, unless it is that already.
+func asEvent(event journal.Event, err error) error {
+	if err == nil {
+		return nil
+	}
+	var f *failure
+	if !errors.As(err, &f) {
+		f = &failure{status: exitFailed, msg: err.Error()}
+	}
+	if f.event == "" {
+		f.event = event
+	}
+	return f
 }
 
 // env is what every command shares.
 type env struct {
+	args     []string
 	out, err io.Writer
 	socket   string
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out := &output{Writer: stdout}
-	e := &env{out: out, err: stderr}
+	e := &env{args: args, out: out, err: stderr}
 	root := e.command()
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -127,6 +146,10 @@ func report(w io.Writer, err error) int {
 	if !errors.As(err, &f) {
 		f = &failure{status: exitFailed, msg: err.Error()}
 	}
+	if f.event != "" && journal.Enabled(w) {
+		slog.New(journal.Handler(w, slog.HandlerOptions{})).Error(f.msg, "event", f.event, "hint", f.hint, "status", f.status)
+		return f.status
+	}
 	fmt.Fprintf(w, "muster: %s\n", f.msg)
 	if f.hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", f.hint)
@@ -143,7 +166,7 @@ func fromHead(e *signer.AdminError) error {
 	if status == 0 {
 		status = exitFailed
 	}
-	return &failure{status, e.Message, e.Hint}
+	return &failure{status: status, msg: e.Message, hint: e.Hint}
 }
 
 // group is a command that only has subcommands.

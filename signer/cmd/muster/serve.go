@@ -3,88 +3,160 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/user"
-	"path/filepath"
-	"strconv"
+	"os/signal"
 	"syscall"
-	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"muster/internal/journal"
 	"muster/signer"
 )
 
 type serveOptions struct {
-	dir, listen, public, publicURL string
-	limits                         signer.Limits
-	verbose                        bool
+	dir, listen, public, publicURL, passphrase string
+	limits                                     signer.Limits
+	verbose                                    bool
+	explicit                                   func(flag string) bool // whether somebody set it
 }
 
 func (e *env) serveCommand() *cobra.Command {
-	var o serveOptions
+	o := &serveOptions{}
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Be the signer: serve nodes, the public listener and the admin socket",
 		Long: `serve is the daemon. It never makes a CA or a store: muster init does, once.
-Sockets may come from systemd: FileDescriptorName node, public and admin.`,
+Sockets may come from systemd: FileDescriptorName node, public and admin. An encrypted CA
+key's passphrase is systemd's credential ca-passphrase, else in the file of --ca-passphrase.
+SIGHUP makes it read the configuration again; verbose, per-address and connections take
+effect, and a CRL is signed.`,
 		Example: `  muster serve
   muster serve --listen 10.54.0.1:8443 --public 10.54.0.1:8080 --public-url http://head1.example.org:8080`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), o) },
 	}
-	f := c.Flags()
+	o.flags(c.Flags())
+	c.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
+		return asEvent(journal.ServeFailed, configured(cmd, args))
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.explicit = func(flag string) bool { return cmd.Flags().Changed(flag) }
+		return asEvent(journal.ServeFailed, e.serve(cmd.Context(), o, func() (*serveOptions, error) { return e.again(cmd) }))
+	}
+	return c
+}
+
+func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.dir, "dir", defaultDir, "state `directory`")
 	f.StringVar(&o.listen, "listen", ":8443", "`address` for nodes (HTTPS)")
 	f.StringVar(&o.public, "public", ":8080", "`address` for the CRL and health checks (HTTP); empty for none")
 	f.StringVar(&o.publicURL, "public-url", "", "`URL` of the public listener, as certificates name it (default: from init's first --host)")
+	f.StringVar(&o.passphrase, "ca-passphrase", "", "`file` with the passphrase of the CA's key (default: systemd's credential ca-passphrase)")
 	f.IntVar(&o.limits.PerAddress, "per-address", 0, "connections from one address at once; 0 is 256")
 	f.IntVar(&o.limits.Total, "connections", 0, "connections in all at once; 0 is 8192")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log refusals of strangers too")
-	return c
 }
 
-func (e *env) serve(ctx context.Context, o serveOptions) error {
+func (o *serveOptions) check() error {
 	if o.limits.PerAddress < 0 || o.limits.Total < 0 {
 		return fail(exitUsage, "muster serve --help", "--per-address and --connections are numbers of connections, and not negative")
 	}
-	keepSecret()
-	level := slog.LevelInfo
-	if o.verbose {
-		level = slog.LevelDebug
+	return nil
+}
+
+// again reads the configuration once more, as cmd was given it: what stood on the command line still wins.
+func (e *env) again(cmd *cobra.Command) (*serveOptions, error) {
+	next := &serveOptions{}
+	flags := pflag.NewFlagSet(cmd.Name(), pflag.ContinueOnError)
+	next.flags(flags)
+	cmd.InheritedFlags().VisitAll(flags.AddFlag)
+	_, args, err := cmd.Root().Find(e.args)
+	if err != nil {
+		return nil, err
 	}
-	log := slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level}))
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if err := configure(cmd, flags); err != nil {
+		return nil, err
+	}
+	return next, next.check()
+}
+
+// serve is the daemon's life.
+//
+//  1. Take what only root may have: passphrase, store, sockets. Then be the owner of the state.
+//  2. Open the head. Until here nothing has changed.
+//  3. Serve, tell systemd, obey SIGHUP, until ctx ends.
+func (e *env) serve(ctx context.Context, o *serveOptions, again func() (*serveOptions, error)) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	keepSecret()
+	level := &slog.LevelVar{}
+	level.Set(o.level())
+	log := slog.New(journal.Handler(e.err, slog.HandlerOptions{Level: level}))
+	passphrase, err := servePassphrase(o.passphrase)
+	if err != nil {
+		return err
+	}
 	st, err := openStore(o.dir)
 	if err != nil {
 		return err
 	}
 	defer st.Close()
-	on, err := e.listen(o)
+	on, err := e.listen(o, log)
 	if err != nil {
 		return err
+	}
+	if err := asOwner(o.dir); err != nil {
+		return err
+	}
+	public := o.public
+	if len(on.Public) > 0 {
+		public = on.Public[0].Addr().String()
 	}
 	head, err := signer.Open(ctx, signer.Config{
-		Dir: o.dir, Store: st, PublicURL: o.publicURL, PublicAddr: o.public, Limits: o.limits, Log: log,
+		Dir: o.dir, Store: st, PublicURL: o.publicURL, PublicAddr: public, Passphrase: passphrase, Limits: o.limits, Log: log,
 	})
 	if err != nil {
-		if errors.Is(err, signer.ErrNotInitialised) {
-			return fail(exitUsage, "muster init --dir "+quoted(o.dir), "%v", err)
-		}
-		if errors.Is(err, signer.ErrPublicURL) {
-			return fail(exitUsage, "muster serve --public-url http://HOST:8080", "--public-url: %v", err)
-		}
-		return err
+		return openError(o.dir, err)
 	}
-	log.Info("serving", "version", version, "nodes", on.Node.Addr().String(), "admin", on.Admin.Addr().String(), "pin", head.Pin())
-	daemon.SdNotify(false, daemon.SdNotifyReady)
-	err = head.Serve(ctx, on)
-	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	log.Info("serving", "version", version, "nodes", addresses(on.Node), "admin", addresses(on.Admin), "pin", head.Pin())
+	u := &unit{head: head, on: on, log: log, level: level, again: again}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return head.Serve(ctx, on) })
+	group.Go(func() error { return u.watch(ctx) })
+	group.Go(func() error { return u.observe(ctx) })
+	group.Go(func() error { return u.obey(ctx, hup) })
+	return group.Wait()
+}
+
+func (o *serveOptions) level() slog.Level {
+	if o.verbose {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
+// openError explains why there is no head.
+func openError(dir string, err error) error {
+	switch {
+	case errors.Is(err, signer.ErrNotInitialised):
+		return fail(exitUsage, "muster init --dir "+quoted(dir), "%v", err)
+	case errors.Is(err, signer.ErrPublicURL):
+		return fail(exitUsage, "muster serve --public-url http://HOST:8080", "--public-url: %v", err)
+	case errors.Is(err, signer.ErrNoPassphrase):
+		return asEvent(journal.CALocked, fail(exitUsage, passphraseHint, "%v", err))
+	case errors.Is(err, signer.ErrPassphrase):
+		return asEvent(journal.CALocked, fail(exitUsage, "openssl pkey -noout -passin file:FILE -in "+quoted(dir+"/ca/ca.key")+" says whether it does", "%v", err))
+	}
 	return err
 }
 
@@ -92,78 +164,4 @@ func (e *env) serve(ctx context.Context, o serveOptions) error {
 func keepSecret() {
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-}
-
-// listen takes the sockets that systemd passes, and opens the others.
-func (e *env) listen(o serveOptions) (on signer.Listeners, err error) {
-	passed, err := activation.ListenersWithNames()
-	if err != nil {
-		return on, err
-	}
-	take := func(name string, open func() (net.Listener, error)) net.Listener {
-		if l := passed[name]; len(l) > 0 && l[0] != nil {
-			return l[0]
-		}
-		l, openErr := open()
-		if openErr != nil {
-			err = errors.Join(err, openErr)
-			return nil
-		}
-		return l
-	}
-	on.Node = take("node", func() (net.Listener, error) { return listenTCP("--listen", o.listen) })
-	if o.public != "" {
-		on.Public = take("public", func() (net.Listener, error) { return listenTCP("--public", o.public) })
-	}
-	on.Admin = take("admin", func() (net.Listener, error) { return listenAdmin(e.socket) })
-	return on, err
-}
-
-func listenTCP(flag, addr string) (net.Listener, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fail(exitUsage, fmt.Sprintf("muster serve %s ADDRESS", flag), "%s %s: %v", flag, addr, unwrapped(err))
-	}
-	return l, nil
-}
-
-func unwrapped(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err
-	}
-	return err
-}
-
-// listenAdmin opens the admin socket for root and the group muster. A socket that nobody answers on is
-// left over from a crash, and replaced.
-func listenAdmin(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fail(exitUsage, "muster serve --socket PATH", "admin socket: %v", err)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, fail(exitUsage, "muster serve --socket PATH", "admin socket %s is in use", path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) && isSocket(path) {
-		os.Remove(path)
-	}
-	// The socket must not be open to all for an instant: the mask, not a later chmod, closes it.
-	old := unix.Umask(0o117)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
-	if err != nil {
-		return nil, fail(exitUsage, "muster serve --socket PATH", "admin socket %s: %v", path, unwrapped(err))
-	}
-	if g, err := user.LookupGroup("muster"); err == nil {
-		if gid, err := strconv.Atoi(g.Gid); err == nil {
-			os.Chown(path, -1, gid)
-		}
-	}
-	return l, nil
-}
-
-// isSocket keeps a --socket that names somebody's file from deleting it.
-func isSocket(path string) bool {
-	info, err := os.Lstat(path)
-	return err == nil && info.Mode().Type() == os.ModeSocket
 }
