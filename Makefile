@@ -10,7 +10,7 @@
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck
-#   make install    DESTDIR and PREFIX are heard
+#   make install    programs, completions, systemd's units; DESTDIR and PREFIX are heard
 
 GO       ?= go
 PREFIX   ?= /usr/local
@@ -31,7 +31,7 @@ PORTS       = arm64 ppc64le
 INITRAMFS   = $(GO) -C initramfs
 IMAGE      ?= bin/muster.cpio.xz
 
-.PHONY: build initramfs test test-full demo vm-demo bench fuzz check clean install deps $(PORTS)
+.PHONY: build initramfs test test-full demo vm-demo bench fuzz check clean install install-systemd deps $(PORTS)
 
 build:
 	$(BUILD) -o bin/ $(PROGRAMS)
@@ -87,13 +87,31 @@ check:
 	$(INITRAMFS) vet ./...
 	cd initramfs && $(STATICCHECK) ./...
 
-install: build
+install: build install-systemd
 	install -D -m 0755 bin/muster $(DESTDIR)$(PREFIX)/bin/muster
 	install -D -m 0755 bin/muster-agent $(DESTDIR)$(PREFIX)/bin/muster-agent
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	bin/muster completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/muster
 	bin/muster completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_muster
 	bin/muster completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/muster.fish
+
+# Units, and what systemd makes of them, with PREFIX's paths in them. systemd looks below /usr/local/lib as it does
+# below /usr/lib; with any other PREFIX it must be told where.
+LIB = $(DESTDIR)$(PREFIX)/lib
+
+install-systemd:
+	install -d $(LIB)/systemd/system $(DESTDIR)$(PREFIX)/share/doc/muster
+	for unit in systemd/*.service systemd/*.socket systemd/*.target; do \
+		sed -e 's|/usr/bin/muster|$(PREFIX)/bin/muster|' -e 's|/usr/share/doc/|$(PREFIX)/share/doc/|' $$unit >$(LIB)/systemd/system/$${unit##*/} || exit; \
+	done
+	install -d $(LIB)/systemd/catalog $(LIB)/systemd/system-preset
+	install -m 0644 systemd/muster.preset $(LIB)/systemd/system-preset/90-muster.preset
+	sed -e 's|/usr/share/doc/|$(PREFIX)/share/doc/|' systemd/muster.catalog >$(LIB)/systemd/catalog/muster.catalog
+	chmod 0644 $(LIB)/systemd/system/muster* $(LIB)/systemd/catalog/muster.catalog
+	install -D -m 0644 systemd/muster.sysusers $(LIB)/sysusers.d/muster.conf
+	install -D -m 0644 systemd/muster.tmpfiles $(LIB)/tmpfiles.d/muster.conf
+	install -D -m 0644 systemd/muster-agent.tmpfiles $(LIB)/tmpfiles.d/muster-agent.conf
+	install -m 0644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/muster/
 
 clean:
 	rm -rf bin

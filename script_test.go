@@ -262,13 +262,15 @@ type block struct {
 }
 
 // runBlocks are a document's blocks with the info string "sh run".
-func runBlocks(document string) []block {
+func runBlocks(document string) []block { return blocksOf(document, "sh run") }
+
+func blocksOf(document, info string) []block {
 	var found []block
 	var open *block
 	for i, line := range strings.Split(document, "\n") {
 		fence := strings.TrimSpace(line)
 		switch {
-		case open == nil && fence == "```sh run":
+		case open == nil && fence == "```"+info:
 			open = &block{line: i + 1}
 		case open != nil && fence == "```":
 			found, open = append(found, *open), nil
