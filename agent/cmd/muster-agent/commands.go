@@ -267,6 +267,7 @@ func (p *program) failed(err error) int {
 	if event := agent.Event(status); event != "" && journal.Enabled(p.stderr) {
 		message, hint, _ := strings.Cut(strings.TrimSpace(text), "\nhint: ")
 		p.log().Error(message, "event", event, "status", status, "hint", hint)
+		journal.Flush()
 		return status
 	}
 	fmt.Fprint(p.stderr, "muster-agent: ", text)

@@ -148,6 +148,7 @@ func report(w io.Writer, err error) int {
 	}
 	if f.event != "" && journal.Enabled(w) {
 		slog.New(journal.Handler(w, slog.HandlerOptions{})).Error(f.msg, "event", f.event, "hint", f.hint, "status", f.status)
+		journal.Flush()
 		return f.status
 	}
 	fmt.Fprintf(w, "muster: %s\n", f.msg)
