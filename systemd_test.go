@@ -140,7 +140,7 @@ test -s /run/muster/node.crt
 func TestUnitsNoTPM(t *testing.T) {
 	out := newContainer(t).run(`
 cluster
-node
+node 'wait = "1s"'
 dropin muster-agent.service <<<$'[Service]\nRestartSec=100ms\n'
 systemctl start muster-agent.service && exit 1
 is muster-agent.service ExecMainStatus 69
@@ -365,6 +365,9 @@ muster ca show >/dev/null
 
 journalctl -o export >/tmp/journal
 grep -q 'CA key: the passphrase does not fit' /tmp/journal
+echo "$word" >/tmp/control
+grep -rl "$word" /tmp >/dev/null
+rm /tmp/control
 ! grep -rl "$word" /tmp /var/lib/muster /etc /run/systemd /var/log 2>/dev/null
 `)
 	for _, want := range []string{"and there is no passphrase", "/etc/credstore/muster.ca-passphrase", "Subject: The key of the CA is encrypted"} {
