@@ -43,7 +43,7 @@ $(PORTS):
 # A file is named from here, and found from there.
 here = $(if $(wildcard $(1)),$(abspath $(1)),$(1))
 initramfs:
-	@$(INITRAMFS) run ./cmd/mkinitramfs -o $(abspath $(IMAGE)) -committed $(COMMITTED) \
+	@$(INITRAMFS) run ./cmd/mkinitramfs -o $(abspath $(IMAGE)) -version $(VERSION) -committed $(COMMITTED) \
 		$(if $(KERNEL),-kernel $(call here,$(KERNEL))) $(if $(MODULES),-modules '$(MODULES)') $(if $(FIRMWARE),-firmware $(call here,$(FIRMWARE))) \
 		$(if $(CA),-ca $(call here,$(CA))) $(if $(HEAD),-head $(HEAD)) $(if $(FILES),-file '$(FILES)')
 

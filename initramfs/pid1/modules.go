@@ -33,6 +33,9 @@ func openDrivers(line string) (*drivers, error) {
 // Modprobe is what the kernel runs, as /sbin/modprobe, when it wants a module itself: for a file system that
 // is to be mounted, say.
 func Modprobe(args []string) error {
+	if len(args) == 0 {
+		return errors.New("no module is named")
+	}
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err

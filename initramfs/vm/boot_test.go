@@ -110,6 +110,7 @@ func TestClocks(t *testing.T) {
 const nextProgram = `#!/bin/busybox sh
 echo "next: I am $$, status $MUSTER_STATUS"
 /sbin/modprobe -q -- loop && /bin/busybox grep -q '^loop ' /proc/modules && echo "next: loop is loaded"
+/bin/muster-agent status | /bin/busybox sed 's/^/next: /'
 /bin/busybox ip link set eth0 down
 /bin/busybox poweroff -f
 `
@@ -152,6 +153,7 @@ func TestHandOver(t *testing.T) {
 		b := r.off(s)
 		r.says(b, `starting /sbin/next`)
 		r.says(b, `next: I am 1, status 0`)
+		r.says(b, `next: state    active`)
 		r.says(b, `next: loop is loaded`) // as the kernel itself would ask for it
 	})
 	t.Run("no such disk", func(t *testing.T) {

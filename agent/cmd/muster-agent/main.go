@@ -45,19 +45,20 @@
 // Exit status:
 //
 //	0    done
-//	1    get: the answer is not 2xx; doctor: something is wrong; cert: there is none
+//	1    get: the answer is 3xx or 4xx; doctor: something is wrong; cert, get: there is none
 //	69   no usable TPM
-//	75   try again: no head in reach, or busy; not enabled or pending, and --wait is over; interrupted
+//	75   try again: no head in reach, or busy; get: 5xx; not enabled or pending, and --wait is over; interrupted
 //	77   refused or revoked
 //	78   configuration or usage
 package main
 
 import (
 	"context"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"muster/agent/cli"
 )
 
 // version and committed (when, in Unix seconds) are set by the build.
@@ -66,14 +67,6 @@ var version, committed = "devel", "0"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// run is the program: it returns the exit status.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	p := &program{stdout: stdout, stderr: stderr}
-	if err := p.run(ctx, args); err != nil {
-		return p.failed(err)
-	}
-	return 0
+	p := cli.Program{Version: version, Built: cli.CommitTime(committed), Stdout: os.Stdout, Stderr: os.Stderr}
+	os.Exit(p.Run(ctx, os.Args[1:]))
 }

@@ -1,30 +1,37 @@
 // Init is the first program of Muster's boot image. It is no program to start by hand: docs/boot.md has
-// what it does and the words of the kernel command line that it obeys. The kernel also calls it by the name
-// of modprobe.
+// what it does and the words of the kernel command line that it obeys. Under other names it is what else the
+// image needs: muster-agent, for a site's own program, and the modprobe that the kernel calls.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"time"
 
+	"muster/agent/cli"
 	"muster/initramfs/pid1"
 )
 
-// committed is when the source was committed, in Unix seconds: set by the build.
-var committed = "0"
+// version and committed (when, in Unix seconds) are set by the build.
+var version, committed = "devel", "0"
 
-func main() {
-	if filepath.Base(os.Args[0]) == "modprobe" {
-		if err := pid1.Modprobe(os.Args); err != nil {
-			fmt.Fprintln(os.Stderr, "modprobe:", err)
-			os.Exit(1)
-		}
-		return
+func main() { os.Exit(run(filepath.Base(os.Args[0]), os.Args[1:])) }
+
+func run(name string, args []string) int {
+	var err error
+	switch name {
+	case "muster-agent":
+		p := cli.Program{Version: version, Built: cli.CommitTime(committed), Stdout: os.Stdout, Stderr: os.Stderr}
+		return p.Run(context.Background(), args)
+	case "modprobe":
+		err = pid1.Modprobe(args)
+	default:
+		err = pid1.Run(cli.CommitTime(committed))
 	}
-	seconds, _ := strconv.ParseInt(committed, 10, 64) // 1970 raises no floor
-	fmt.Fprintln(os.Stderr, "init:", pid1.Run(time.Unix(seconds, 0)))
-	os.Exit(1)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
 }

@@ -17,6 +17,7 @@
 //	-ca PIN|FILE    the cluster's CA, for nodes whose kernel command line has no muster.ca=
 //	-head URL,…     the heads, for nodes whose kernel command line has no muster.head=
 //	-file FROM:TO   a file of the site's, and its place in the image
+//	-version TEXT   what muster-agent in the image calls itself
 //	-committed N    when the source was committed, in Unix seconds: no node is earlier than that
 //
 // It runs the go command in the directory of this module.
@@ -45,6 +46,7 @@ func run(args []string, stderr io.Writer) int {
 	fs.StringVar(&r.ca, "ca", "", "the cluster's CA: `sha256:HEX`, or a PEM file")
 	fs.StringVar(&r.head, "head", "", "the heads, `URLS` separated by commas")
 	fs.Var((*list)(&r.files), "file", "a file for the image, `FROM:TO`")
+	fs.StringVar(&r.version, "version", "devel", "`TEXT` that muster-agent in the image calls itself")
 	fs.Int64Var(&r.committed, "committed", 0, "when the source was committed, in Unix `SECONDS`")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {

@@ -88,7 +88,7 @@ func TestFiles(t *testing.T) {
 		}
 		return err
 	})
-	want := []string{"bin/init", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/site.conf", "init", "sbin/modprobe"}
+	want := []string{"bin/init", "bin/muster-agent", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/site.conf", "init", "sbin/modprobe"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%v", names)
 	}
@@ -123,6 +123,7 @@ func TestUsage(t *testing.T) {
 // linked is every module that /init may link beside the standard library, with the reason.
 var linked = map[string]string{
 	"github.com/BurntSushi/toml":            "agent.toml",
+	"github.com/coreos/go-systemd/v22":      "the log's handler: an image of a site's may have the journal",
 	"github.com/dustin/go-humanize":         "uio's, of which nothing is called",
 	"github.com/google/go-tpm":              "TPM commands",
 	"github.com/hashicorp/go-cleanhttp":     "go-retryablehttp's transport",

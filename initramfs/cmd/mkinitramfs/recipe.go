@@ -25,6 +25,7 @@ import (
 type recipe struct {
 	out, kernel, firmware, ca, head string
 	modules, files                  []string
+	version                         string
 	committed                       int64
 	pack                            packer
 	chosen                          string // what a person is told of the modules
@@ -47,6 +48,9 @@ func (r *recipe) check() (err error) {
 		if b, err := hex.DecodeString(pin); err != nil || len(b) != 32 {
 			return fmt.Errorf("-ca %s: not sha256: and 64 hex digits", r.ca)
 		}
+	}
+	if strings.ContainsAny(r.version, " '\"") {
+		return fmt.Errorf("-version %q: the linker takes no spaces and quotes", r.version)
 	}
 	for _, f := range r.files {
 		if from, to, ok := strings.Cut(f, ":"); !ok || from == "" || to == "" {
@@ -79,7 +83,7 @@ func (r *recipe) build(stderr io.Writer) error {
 		uimage.WithBaseArchive(base),
 		uimage.WithTempDir(tmp),
 		uimage.WithBinaryCommandsOpts(&golang.BuildOpts{ExtraArgs: []string{
-			"-a=false", "-buildvcs=false", fmt.Sprintf("-ldflags=-s -w -buildid= -X main.committed=%d", r.committed),
+			"-a=false", "-buildvcs=false", fmt.Sprintf("-ldflags=-s -w -buildid= -X main.version=%s -X main.committed=%d", r.version, r.committed),
 		}}, "./cmd/init"),
 		uimage.WithInit("init"),
 		uimage.WithCPIOOutput(archive),
@@ -109,11 +113,12 @@ func (r *recipe) write(archive string, stderr io.Writer) error {
 // records are the image's files beside /init.
 func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
 	records := []cpio.Record{
-		cpio.CharDev("dev/console", 0o600, 5, 1), // the kernel opens it before anything is mounted
-		cpio.Symlink("sbin/modprobe", "/init"),   // for what the kernel asks for itself
+		cpio.CharDev("dev/console", 0o600, 5, 1),  // the kernel opens it before anything is mounted
+		cpio.Symlink("bin/muster-agent", "/init"), // for a site's own program
+		cpio.Symlink("sbin/modprobe", "/init"),    // for what the kernel asks for itself
 		cpio.StaticFile("etc/initrd-release", "ID=muster\nNAME=\"Muster boot image\"\n", 0o644),
 	}
-	for _, dir := range []string{"dev", "etc", "proc", "run", "sbin", "sys", "tmp"} {
+	for _, dir := range []string{"bin", "dev", "etc", "proc", "run", "sbin", "sys", "tmp"} {
 		records = append(records, cpio.Directory(dir, 0o755))
 	}
 	trust, err := r.trust()

@@ -1,4 +1,6 @@
-package main
+// Package cli is muster-agent's command line. It is apart from the program because the boot image's /init
+// answers to the name of muster-agent as well.
+package cli
 
 import (
 	"context"
@@ -19,16 +21,26 @@ import (
 	"muster/internal/journal"
 )
 
-// program is one run of muster-agent.
-type program struct {
-	stdout, stderr io.Writer
+// Program is muster-agent.
+type Program struct {
+	Version        string
+	Built          time.Time // when the source was committed: it runs later than that; zero: not known
+	Stdout, Stderr io.Writer
+}
+
+// Run runs a command line, without the program's name, and returns the exit status.
+func (p *Program) Run(ctx context.Context, args []string) int {
+	if err := p.run(ctx, args); err != nil {
+		return p.failed(err)
+	}
+	return 0
 }
 
 // command is one of the words that may come first.
 type command struct {
 	name, args, help string
 	flags            func(*flag.FlagSet, *invocation)
-	run              func(context.Context, *program, *invocation) error
+	run              func(context.Context, *Program, *invocation) error
 }
 
 // invocation is what the command line said.
@@ -52,7 +64,7 @@ func commands() []command {
 	}
 }
 
-func (p *program) run(ctx context.Context, args []string) error {
+func (p *Program) run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		return usage("", "no command")
 	}
@@ -74,7 +86,7 @@ func (p *program) run(ctx context.Context, args []string) error {
 	return usage("", "no command %q", args[0])
 }
 
-func (p *program) invoke(ctx context.Context, c command, args []string) error {
+func (p *Program) invoke(ctx context.Context, c command, args []string) error {
 	in := &invocation{}
 	fs := flag.NewFlagSet("muster-agent "+c.name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -82,7 +94,7 @@ func (p *program) invoke(ctx context.Context, c command, args []string) error {
 	fs.StringVar(&in.Root, "root", "", "`DIR` that /etc/muster and /run/muster are in")
 	fs.StringVar(&in.File, "config", "", "configuration `FILE` (default "+agent.DefaultFile+")")
 	c.flags(fs, in)
-	in.Built = commitTime()
+	in.Built = p.Built
 	in.Log = p.log()
 	err := in.parse(fs, args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -112,8 +124,8 @@ func (in *invocation) parse(fs *flag.FlagSet, args []string) error {
 	}
 }
 
-func (p *program) log() *slog.Logger {
-	return slog.New(journal.Handler(p.stderr, slog.HandlerOptions{ReplaceAttr: withoutTime}))
+func (p *Program) log() *slog.Logger {
+	return slog.New(journal.Handler(p.Stderr, slog.HandlerOptions{ReplaceAttr: withoutTime}))
 }
 
 // withoutTime leaves the time to the journal, which knows it better than a node whose clock may be
@@ -141,7 +153,7 @@ func forgetFlags(fs *flag.FlagSet, in *invocation) {
 	fs.BoolVar(&in.key, "key", false, "evict the key too; the head must enable the node again")
 }
 
-func runRun(ctx context.Context, p *program, in *invocation) error {
+func runRun(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
@@ -150,7 +162,7 @@ func runRun(ctx context.Context, p *program, in *invocation) error {
 	return p.say(line, err)
 }
 
-func runStatus(ctx context.Context, p *program, in *invocation) error {
+func runStatus(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
@@ -160,13 +172,13 @@ func runStatus(ctx context.Context, p *program, in *invocation) error {
 		return err
 	}
 	if in.json {
-		return json.NewEncoder(p.stdout).Encode(s)
+		return json.NewEncoder(p.Stdout).Encode(s)
 	}
-	s.WriteText(p.stdout)
+	s.WriteText(p.Stdout)
 	return nil
 }
 
-func runCert(ctx context.Context, p *program, in *invocation) error {
+func runCert(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
@@ -175,27 +187,27 @@ func runCert(ctx context.Context, p *program, in *invocation) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.stdout.Write(text)
+	_, err = p.Stdout.Write(text)
 	return err
 }
 
-func runEK(ctx context.Context, p *program, in *invocation) error {
+func runEK(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
 	}
-	return a.EKs(ctx, p.stdout)
+	return a.EKs(ctx, p.Stdout)
 }
 
-func runGet(ctx context.Context, p *program, in *invocation) error {
+func runGet(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
 	}
-	out := &lineEnd{w: p.stdout, done: true}
+	out := &lineEnd{w: p.Stdout, done: true}
 	err = a.Get(ctx, in.args[0], out)
-	if !out.done && terminal(p.stdout) { // who pipes gets the body's bytes and no other
-		fmt.Fprintln(p.stdout)
+	if !out.done && terminal(p.Stdout) { // who pipes gets the body's bytes and no other
+		fmt.Fprintln(p.Stdout)
 	}
 	return err
 }
@@ -223,7 +235,7 @@ func terminal(w io.Writer) bool {
 	return err == nil
 }
 
-func runForget(ctx context.Context, p *program, in *invocation) error {
+func runForget(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
@@ -232,45 +244,44 @@ func runForget(ctx context.Context, p *program, in *invocation) error {
 	return p.say(line, err)
 }
 
-func runDoctor(ctx context.Context, p *program, in *invocation) error {
+func runDoctor(ctx context.Context, p *Program, in *invocation) error {
 	a, err := agent.New(in.Config)
 	if err != nil {
 		return err
 	}
-	return a.Doctor(ctx, p.stdout)
+	return a.Doctor(ctx, p.Stdout)
 }
 
-func runVersion(_ context.Context, p *program, _ *invocation) error {
-	return p.say("muster-agent "+version, nil)
+func runVersion(_ context.Context, p *Program, _ *invocation) error {
+	return p.say("muster-agent "+p.Version, nil)
 }
 
-// commitTime is when the source of this program was committed: it runs later than that. A program
-// that was not built by the Makefile does not know.
-func commitTime() time.Time {
-	seconds, err := strconv.ParseInt(committed, 10, 64)
-	if err != nil || seconds == 0 {
+// CommitTime reads the Unix seconds that a build was given, "0" by one that does not know them.
+func CommitTime(seconds string) time.Time {
+	n, err := strconv.ParseInt(seconds, 10, 64)
+	if err != nil || n == 0 {
 		return time.Time{}
 	}
-	return time.Unix(seconds, 0)
+	return time.Unix(n, 0)
 }
 
-func (p *program) say(line string, err error) error {
+func (p *Program) say(line string, err error) error {
 	if err == nil {
-		_, err = fmt.Fprintln(p.stdout, line)
+		_, err = fmt.Fprintln(p.Stdout, line)
 	}
 	return err
 }
 
 // failed says what went wrong, and what to do about it.
-func (p *program) failed(err error) int {
+func (p *Program) failed(err error) int {
 	status, text := agent.ExitStatus(err), agent.Describe(err)
-	if event := agent.Event(status); event != "" && journal.Enabled(p.stderr) {
+	if event := agent.Event(status); event != "" && journal.Enabled(p.Stderr) {
 		message, hint, _ := strings.Cut(strings.TrimSpace(text), "\nhint: ")
 		p.log().Error(message, "event", event, "status", status, "hint", hint)
 		journal.Flush()
 		return status
 	}
-	fmt.Fprint(p.stderr, "muster-agent: ", text)
+	fmt.Fprint(p.Stderr, "muster-agent: ", text)
 	return status
 }
 
@@ -280,12 +291,12 @@ func usage(command, format string, args ...any) error {
 	return &agent.Outcome{Status: agent.StatusConfig, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
 
-func (p *program) help() {
-	fmt.Fprint(p.stdout, "Usage: muster-agent COMMAND [options]\n\nA certificate for this node, with its key in the TPM.\n\nCommands:\n")
+func (p *Program) help() {
+	fmt.Fprint(p.Stdout, "Usage: muster-agent COMMAND [options]\n\nA certificate for this node, with its key in the TPM.\n\nCommands:\n")
 	for _, c := range commands() {
-		fmt.Fprintf(p.stdout, "  %-12s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+		fmt.Fprintf(p.Stdout, "  %-12s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
 	}
-	fmt.Fprint(p.stdout, `
+	fmt.Fprint(p.Stdout, `
 'muster-agent COMMAND --help' lists the options. Each may also stand on the kernel command line
 (muster.head=…) or in /etc/muster/agent.toml (head = "…"); flags win, then the file.
 
@@ -297,10 +308,10 @@ Exit status: 0 done, 69 no usable TPM, 75 try again, 77 refused or revoked, 78 c
 `)
 }
 
-func (p *program) commandHelp(c command, fs *flag.FlagSet) {
-	fmt.Fprintf(p.stdout, "Usage: muster-agent %s [options] %s\n\n%s\n\nOptions:\n", c.name, c.args, c.help)
+func (p *Program) commandHelp(c command, fs *flag.FlagSet) {
+	fmt.Fprintf(p.Stdout, "Usage: muster-agent %s [options] %s\n\n%s\n\nOptions:\n", c.name, c.args, c.help)
 	fs.VisitAll(func(f *flag.Flag) {
 		arg, text := flag.UnquoteUsage(f)
-		fmt.Fprintf(p.stdout, "  --%-20s %s\n", strings.TrimSpace(f.Name+" "+arg), text)
+		fmt.Fprintf(p.Stdout, "  --%-20s %s\n", strings.TrimSpace(f.Name+" "+arg), text)
 	})
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -40,7 +40,7 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"doctor", "--root", root, "--tpm", "device:/nowhere/tpm0"}, agent.StatusFailed, "fail  tpm", ""},
 	} {
 		var stdout, stderr bytes.Buffer
-		status := run(context.Background(), c.args, &stdout, &stderr)
+		status := (&Program{Version: "devel", Stdout: &stdout, Stderr: &stderr}).Run(context.Background(), c.args)
 		if status != c.status || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
 			t.Errorf("%q: status %d\nstdout %s\nstderr %s", c.args, status, stdout.String(), stderr.String())
 		}
@@ -66,7 +66,7 @@ func TestNoHead(t *testing.T) {
 		{[]string{"--ca", pin, "--head", "https://127.0.0.1:1"}, agent.StatusTryAgain, "no head answered"},
 	} {
 		var stdout, stderr bytes.Buffer
-		status := run(context.Background(), append(common[:len(common):len(common)], c.args...), &stdout, &stderr)
+		status := (&Program{Version: "devel", Stdout: &stdout, Stderr: &stderr}).Run(context.Background(), append(common[:len(common):len(common)], c.args...))
 		if status != c.status || !strings.Contains(stderr.String(), c.stderr) || !strings.Contains(stderr.String(), "\nhint: ") {
 			t.Errorf("%q: status %d\n%s%s", c.args, status, stdout.String(), stderr.String())
 		}
@@ -79,7 +79,7 @@ func TestNoHead(t *testing.T) {
 // TestHelpNamesEveryFlag: what run takes is on its help page, with an explanation.
 func TestHelpNamesEveryFlag(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	run(context.Background(), []string{"run", "--help"}, &stdout, &stderr)
+	(&Program{Version: "devel", Stdout: &stdout, Stderr: &stderr}).Run(context.Background(), []string{"run", "--help"})
 	for _, flag := range []string{"ca", "clock", "config", "head", "install", "key", "node", "root", "tpm", "wait"} {
 		if !strings.Contains(stdout.String(), "  --"+flag+" ") {
 			t.Errorf("no --%s", flag)
