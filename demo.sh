@@ -1,6 +1,7 @@
 #!/bin/sh
 # A node passes muster, and comes back: the head and the nodes of a cluster, on loopback, with a
 # software TPM (swtpm) for each node. Run it by `make demo`. It leaves nothing behind.
+# shellcheck disable=SC2046,SC2086 # $sock, and what on prints, are several words
 set -eu
 cd "$(dirname "$0")"
 PATH=$PWD/bin:$PATH
@@ -16,7 +17,7 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM
 
-if [ -t 1 ]; then bold=$(printf '\033[1m'); plain=$(printf '\033[0m'); else bold= plain=; fi
+if [ -t 1 ]; then bold=$(printf '\033[1m'); plain=$(printf '\033[0m'); else bold='' plain=''; fi
 step() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
 # show prints a command as a person would type it, and runs it.
 show() { printf '$ %s\n' "$(echo "$*" | sed "s|$dir/||g")"; "$@" 2>&1 | sed "s|$dir/||g"; }
