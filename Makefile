@@ -79,6 +79,17 @@ bench: build
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
 
+# For the builders of other boot images, where they look; that is nowhere below /usr/local.
+.PHONY: install-boot
+install-boot:
+	install -D -m 0755 initramfs/boot.sh $(DESTDIR)/usr/lib/muster/boot
+	install -d $(DESTDIR)/usr/lib/dracut/modules.d/91muster
+	install -m 0755 initramfs/boot.sh initramfs/dracut/91muster/*.sh $(DESTDIR)/usr/lib/dracut/modules.d/91muster/
+	install -D -m 0755 initramfs/initramfs-tools/hooks/muster $(DESTDIR)/usr/share/initramfs-tools/hooks/muster
+	install -D -m 0755 initramfs/initramfs-tools/scripts/init-premount/muster $(DESTDIR)/usr/share/initramfs-tools/scripts/init-premount/muster
+	install -D -m 0644 initramfs/mkinitcpio/install/muster $(DESTDIR)/usr/lib/initcpio/install/muster
+	install -D -m 0644 initramfs/mkinitcpio/hooks/muster $(DESTDIR)/usr/lib/initcpio/hooks/muster
+
 check:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(GO) vet ./...
