@@ -89,7 +89,7 @@ func command(dir, name string, args ...string) error {
 }
 
 // bound is how long one boot may take, however busy the machine is.
-const bound = 4 * time.Minute
+const bound = 10 * time.Minute
 
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
