@@ -111,6 +111,7 @@ func TestReportTrusts(t *testing.T) {
 	m := reporter(t)
 	m.config.CA = h.ca.pin().String()
 	m.ends() // no head is configured
+	h.reports = nil
 	m = reporter(t, h.url)
 	write(t, filepath.Join(m.config.Root, imageCA), string(pemOf(h.ca.cert)))
 	if m.ends(); len(h.reports) != 1 {
