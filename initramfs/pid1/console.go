@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // console is what a person sees of a boot: a line a step. The kernel's log has the lines too, for whoever
@@ -31,11 +32,24 @@ func (c *console) openKmsg() {
 func (c *console) say(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	line := "muster: " + strings.TrimRight(fmt.Sprintf(format, args...), "\n")
-	fmt.Fprintf(c.w, "%s\r\n", line)
-	if c.kmsg != nil {
-		fmt.Fprintf(c.kmsg, "%s%s\n", debugLevel, line)
+	for text := range strings.SplitSeq(strings.TrimRight(fmt.Sprintf(format, args...), "\n"), "\n") {
+		line := "muster: " + printable(text)
+		fmt.Fprintf(c.w, "%s\r\n", line)
+		if c.kmsg != nil {
+			fmt.Fprintf(c.kmsg, "%s%s\n", debugLevel, line)
+		}
 	}
+}
+
+// printable drops what could make the console show something else: texts come from networks, and from NV,
+// which root on the node can write.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 // rebootPause is for a person to read the last lines, and spares the head nodes that boot in circles.
@@ -56,7 +70,12 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 	for _, a := range l.attrs {
 		parts = append(parts, a.String())
 	}
-	r.Attrs(func(a slog.Attr) bool { parts = append(parts, a.String()); return true })
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key != "event" { // that is for the journal's catalogue
+			parts = append(parts, a.String())
+		}
+		return true
+	})
 	if len(parts) == 0 {
 		l.console.say("%s", r.Message)
 	} else {

@@ -1,6 +1,7 @@
 package pid1
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -104,27 +105,33 @@ func parseHandover(line string) (*handover, error) {
 		}
 	}
 	ours := cmdline.Handover(line)
-	switch v := ours["shell"]; v {
+	h.root, h.exec = ours["root"], ours["exec"]
+	return h, cmp.Or(h.parsePolicy(ours["shell"], policy(ours["fail"])), h.parseImage(ours["image"], ours["image-sha256"]), h.one())
+}
+
+func (h *handover) parsePolicy(shell string, fail policy) (err error) {
+	switch shell {
 	case "", "0", "1":
-		h.shell = v == "1"
+		h.shell = shell == "1"
 	default:
-		return h, badHandover("muster.shell=%s: write 1 or 0", v)
+		err = badHandover("muster.shell=%s: write 1 or 0", shell)
 	}
-	switch p := policy(ours["fail"]); p {
+	switch fail {
 	case failContinue, failReboot, failHalt:
-		h.onFail = p
+		h.onFail = fail
 	case "":
 	default:
-		return h, badHandover("muster.fail=%s: write continue, reboot or halt", p)
+		err = badHandover("muster.fail=%s: write continue, reboot or halt", fail)
 	}
-	h.root, h.exec = ours["root"], ours["exec"]
-	if err := h.parseImage(ours["image"], ours["image-sha256"]); err != nil {
-		return h, err
+	return err
+}
+
+// one refuses a choice of ends.
+func (h *handover) one() error {
+	if h.root != "" && (h.image != nil || h.exec != "") || h.image != nil && h.exec != "" {
+		return badHandover("more than one of muster.root, muster.image and muster.exec")
 	}
-	if named := len(h.root) > 0; named && (h.image != nil || h.exec != "") || h.image != nil && h.exec != "" {
-		return h, badHandover("more than one of muster.root, muster.image and muster.exec")
-	}
-	return h, nil
+	return nil
 }
 
 func (h *handover) parseImage(image, sum string) error {

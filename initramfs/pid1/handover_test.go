@@ -42,6 +42,10 @@ func TestParseHandover(t *testing.T) {
 			t.Errorf("%s: %+v, %v", bad, h, err)
 		}
 	}
+	// What can be read holds beside what cannot.
+	if h, err := parseHandover("muster.fail=halt muster.shell=yes muster.root=/dev/vda"); err == nil || h.onFail != failHalt || h.root != "/dev/vda" {
+		t.Errorf("%+v, %v", h, err)
+	}
 	// A shell that was not asked for in so many words is none.
 	if h, _ := parseHandover("muster.shell=yes"); h.shell {
 		t.Error("muster.shell=yes opens a shell")

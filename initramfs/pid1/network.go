@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -127,13 +128,23 @@ func (ls links) wanted(a *netlink.LinkAttrs) (link, bool) {
 func (n *network) bring(ctx context.Context, l netlink.Link, how link) {
 	for ctx.Err() == nil {
 		n.note(l.Attrs().Name, errors.New("waiting for a carrier"))
-		err := n.configure(ctx, l, how)
+		err := n.try(ctx, l, how)
 		if err == nil {
 			return
 		}
 		n.note(l.Attrs().Name, err)
 		time.Sleep(lookEvery)
 	}
+}
+
+// try is configure, whose panic is this link's trouble alone.
+func (n *network) try(ctx context.Context, l netlink.Link, how link) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: %v", p)
+		}
+	}()
+	return n.configure(ctx, l, how)
 }
 
 func (n *network) configure(ctx context.Context, l netlink.Link, how link) error {
@@ -166,6 +177,10 @@ func (n *network) lease(lease dhclient.Lease) error {
 			return err
 		}
 		return n.done(name, lease.String(), "")
+	}
+	// Not every part of the library expects a mask with holes, and anybody may answer.
+	if ones, bits := packet.Lease().Mask.Size(); bits != 32 || ones == 0 {
+		return fmt.Errorf("the DHCP server gives the netmask %v", net.IP(packet.P.SubnetMask()))
 	}
 	host := packet.P.HostName()
 	if n.isUp() {
@@ -243,10 +258,16 @@ func writeResolvConf(names []netip.Addr) error {
 	return dhclient.WriteDNSSettings(ips, nil, "", dhclient.ResolvConfPath)
 }
 
+// hostName is what is fit for a prompt and a log, whoever sent it.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
 // nameMachine gives a machine that has no name the one that came with its network. The head decides
 // whether it may have it.
 func nameMachine(host string) {
-	if now, err := os.Hostname(); host != "" && (err != nil || now == "" || now == "(none)" || strings.HasPrefix(now, "localhost")) {
+	if !hostName.MatchString(host) {
+		return
+	}
+	if now, err := os.Hostname(); err != nil || now == "" || now == "(none)" || strings.HasPrefix(now, "localhost") {
 		_ = unix.Sethostname([]byte(host)) // without it muster.node= has to say who this is
 	}
 }

@@ -83,6 +83,8 @@ func (n *node) start() error {
 		return err
 	}
 	n.console.openKmsg()
+	// Where this program dies all the same, the machine reboots instead of standing there dead.
+	_ = os.WriteFile("/proc/sys/kernel/panic", []byte("10"), 0o644)
 	text, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err

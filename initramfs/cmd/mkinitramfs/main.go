@@ -14,8 +14,8 @@
 //	-modules LIST   sets, names and patterns of modules, separated by commas; default tpm,virtio,server,
 //	                and root (file systems and disks) with them
 //	-firmware DIR   /lib/firmware: files that the chosen modules ask for go into the image
-//	-ca PIN|FILE    the cluster's CA, for nodes whose kernel command line has no muster.ca=
-//	-head URL,…     the heads, for nodes whose kernel command line has no muster.head=
+//	-ca PIN|FILE    the cluster's CA; it wins over muster.ca= on the kernel command line
+//	-head URL,…     the heads; they win over muster.head= on the kernel command line
 //	-file FROM:TO   a file of the site's, and its place in the image
 //	-version TEXT   what muster-agent in the image calls itself
 //	-committed N    when the source was committed, in Unix seconds: no node is earlier than that

@@ -2,12 +2,19 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestMain runs where the recipe has to: in the module's directory.
@@ -63,11 +70,15 @@ func TestImage(t *testing.T) {
 
 // TestFiles: what the image has beside /init, and that nothing more is in it.
 func TestFiles(t *testing.T) {
-	pem := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(pem, []byte("PEM\n"), 0o640); err != nil {
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	ca, key := newCA(t)
+	if err := os.WriteFile(file, []byte("text before\n"+key+ca), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	image := build(t, "-ca", pem, "-head", "https://head:8443", "-file", pem+":etc/site/../site.conf")
+	image := build(t, "-ca", file, "-head", "https://head:8443", "-file", "/bin/sh:etc/site/../sh")
+	if bytes.Contains(image, []byte(strings.Split(key, "\n")[1])) {
+		t.Error("a private key is in the image, which is for all to read")
+	}
 	dir := t.TempDir()
 	c := exec.Command("cpio", "-idm", "--quiet")
 	c.Dir, c.Stdin = dir, bytes.NewReader(image)
@@ -75,7 +86,7 @@ func TestFiles(t *testing.T) {
 		t.Fatalf("cpio: %v: %s", err, out)
 	}
 	for name, want := range map[string]string{
-		"etc/muster/ca.pem": "PEM\n", "etc/muster/agent.toml": "head = \"https://head:8443\"\nca = \"/etc/muster/ca.pem\"\n", "etc/site.conf": "PEM\n",
+		"etc/muster/ca.pem": ca, "etc/muster/agent.toml": "head = \"https://head:8443\"\nca = \"/etc/muster/ca.pem\"\n",
 	} {
 		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", name, b, err)
@@ -88,10 +99,29 @@ func TestFiles(t *testing.T) {
 		}
 		return err
 	})
-	want := []string{"bin/init", "bin/muster-agent", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/site.conf", "init", "sbin/modprobe"}
+	want := []string{"bin/init", "bin/muster-agent", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/sh", "init", "sbin/modprobe"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%v", names)
 	}
+}
+
+// newCA makes a CA's certificate and key, PEM.
+func newCA(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
 }
 
 // TestUsage: what makes no sense is refused before anything is built.
@@ -108,7 +138,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"-o", out, "-kernel", dir}, {"-o", out, "-ca", filepath.Join(dir, "none.pem")}, {"-o", out, "-file", dir + ":etc"},
+		{"-o", out, "-kernel", dir}, {"-o", out, "-ca", filepath.Join(dir, "none.pem")}, {"-o", out, "-ca", "go.mod"}, {"-o", out, "-file", dir + ":etc"},
 	} {
 		var stderr bytes.Buffer
 		if status := run(args, &stderr); status != 1 {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -146,12 +148,12 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 	if strings.HasPrefix(r.ca, "sha256:") {
 		fmt.Fprintf(&conf, "ca = %q\n", r.ca)
 	} else if r.ca != "" {
-		pem, err := os.ReadFile(r.ca)
+		certs, err := certificates(r.ca)
 		if err != nil {
 			return nil, err
 		}
 		fmt.Fprintf(&conf, "ca = %q\n", "/etc/muster/ca.pem")
-		records = append(records, cpio.StaticFile("etc/muster/ca.pem", string(pem), 0o644))
+		records = append(records, cpio.StaticFile("etc/muster/ca.pem", certs, 0o644))
 	}
 	if conf.Len() > 0 {
 		records = append(records, cpio.StaticFile("etc/muster/agent.toml", conf.String(), 0o644))
@@ -160,6 +162,28 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 		records = append(records, cpio.Directory("etc/muster", 0o755))
 	}
 	return records, nil
+}
+
+// certificates are the CA certificates in a PEM file, and nothing else: an image is for all to read.
+func certificates(file string) (text string, err error) {
+	rest, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if block.Type == "CERTIFICATE" && err == nil && c.IsCA {
+			text += string(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
+		}
+	}
+	if text == "" {
+		return "", fmt.Errorf("-ca %s: there is no CA certificate in it", file)
+	}
+	return text, nil
 }
 
 // drivers are the modules that were asked for, with what they need, and the firmware that is at hand.
