@@ -733,6 +733,16 @@ func TestWithoutNV(t *testing.T) {
 	if text, err := a.Certificate(ctx); err != nil || !bytes.Equal(text, pemOf(h.cert)) {
 		t.Errorf("cert: %s, %v", text, err)
 	}
+	late := 2
+	m.config.Online = func(context.Context) error {
+		if late--; late >= 0 {
+			return errors.New("no link")
+		}
+		return nil
+	}
+	if b, err := New(m.config); err != nil || b.Get(ctx, h.url.String()+wire.PathSelf, io.Discard) != nil || late >= 0 {
+		t.Errorf("get does not wait for the network: %v, %d", err, late)
+	}
 	// Another key's certificate in its place is of no use, and none is nothing to go on with.
 	file := filepath.Join(m.config.Root, fileCert)
 	other := newCA(t, "other").cert

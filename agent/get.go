@@ -45,6 +45,9 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := b.networkUp(ctx); err != nil {
+		return b.getError(u, err)
+	}
 	resp, err := c.http.RoundTrip(req)
 	if err != nil {
 		return b.getError(u, err)
@@ -64,6 +67,19 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 	body := &reading{r: resp.Body}
 	if _, err = io.Copy(w, body); body.err != nil {
 		return b.getError(u, body.err)
+	}
+	return err
+}
+
+// onlineTries is how often a network that is not up yet is asked for; each may take its time.
+const onlineTries = 6
+
+// networkUp waits for the network where a run has gone on without one.
+func (b *boot) networkUp(ctx context.Context) (err error) {
+	for range onlineTries {
+		if err = b.online(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
 	}
 	return err
 }
