@@ -205,6 +205,7 @@ func (n *node) switchRoot(what string) error {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
+	n.quiet()
 	n.console.say("handing over to %s: %s%s", what, n.init, n.took())
 	return n.cannot(n.init, mount.SwitchRoot(newRoot, n.init), "see that the root is for this machine")
 }

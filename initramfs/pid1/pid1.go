@@ -36,6 +36,7 @@ type node struct {
 	*handover
 	drivers *drivers
 	network *network
+	stop    context.CancelFunc // of the network's clients; nil before there are any
 	agent   *agent.Agent
 	status  int // the agent's exit status
 }
@@ -116,7 +117,8 @@ func (n *node) enrol() error {
 	if err != nil {
 		return &agent.Outcome{Status: agent.StatusConfig, Message: err.Error(), Hint: "write ip=dhcp, or ip=ADDRESS::GATEWAY:NETMASK::DEVICE:none"}
 	}
-	ctx := context.Background()
+	ctx, stop := context.WithCancel(context.Background())
+	n.stop = stop
 	n.network = startNetwork(ctx, links, n.console)
 	n.agent, err = agent.New(agent.Config{
 		Built: n.built, Online: n.network.online, Log: slog.New(n.console.handler()),
@@ -179,6 +181,13 @@ func (n *node) openShell() {
 // environ is what programs that are started get.
 var environ = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/bbin", "HOME=/", "TERM=linux"}
 
+// quiet ends what asks for addresses: nothing is to be set up any more.
+func (n *node) quiet() {
+	if n.stop != nil {
+		n.stop()
+	}
+}
+
 // end leaves this machine in the state that a policy asks for.
 func (n *node) end(p policy) {
 	unix.Sync()
@@ -190,6 +199,7 @@ func (n *node) end(p policy) {
 	case failHalt:
 		how = unix.LINUX_REBOOT_CMD_HALT
 	}
+	n.quiet()
 	linksDown()
 	unix.Reboot(how)
 	select {} // an init that returns is a kernel panic
