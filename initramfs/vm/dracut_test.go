@@ -54,6 +54,7 @@ func TestDracutAppended(t *testing.T) {
 	r.tool("sh", "-c", "cat "+stock+" "+ours+" >"+image)
 	r.node.Disks = []string{r.tinyDisk()}
 	r.node.More = []string{"-smp", "2"}
+	r.node.NICs = []string{"ipv6=off"} // networkd calls a link up that has an address of either kind
 	r.enable()
 	s := vm.Software{Kernel: parts.kernel, Initrd: image, Cmdline: quietly + "root=/dev/vda muster.node=n0 " + r.head.Words()}
 	boot := r.off(s)

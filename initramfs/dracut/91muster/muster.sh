@@ -3,7 +3,7 @@
 
 if /usr/lib/muster/boot wanted; then
     # The other network modules have been waited for.
-    if [ -n "$DRACUT_SYSTEMD" ] && systemctl -q is-active systemd-networkd.service; then
+    if [ -n "$DRACUT_SYSTEMD" ] && systemctl -q is-enabled systemd-networkd.service 2> /dev/null; then
         /usr/lib/systemd/systemd-networkd-wait-online --any --timeout=60 > /dev/null 2>&1
     fi
     /usr/lib/muster/boot run
