@@ -216,6 +216,7 @@ func (e *enrollment) round(ctx context.Context) (*identity, []*x509.Certificate,
 
 // claim is the body of leg 1. Certificates of EKs are dropped, last first, when it would be too large.
 func (e *enrollment) claim() ([]byte, error) {
+	e.findName() // it may have come since, with another link
 	csr, err := e.csr()
 	if err != nil {
 		return nil, err

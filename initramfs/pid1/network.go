@@ -236,6 +236,7 @@ func (n *network) done(device, what, host string) error {
 	defer n.mu.Unlock()
 	delete(n.state, device)
 	n.console.say("network: %s has %s", device, what)
+	nameMachine(host) // which may not be the first link's to give
 	if n.ready {
 		return nil
 	}
@@ -244,7 +245,6 @@ func (n *network) done(device, what, host string) error {
 			return err
 		}
 	}
-	nameMachine(host)
 	n.ready = true
 	close(n.up)
 	return nil
