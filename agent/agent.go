@@ -41,7 +41,7 @@ type Agent struct {
 	root     string
 	sys, dev string
 	hostname func() (string, error)
-	network  func(context.Context) error
+	network  func(context.Context, error) error
 	log      *slog.Logger
 	warnings []string // what the configuration said that nothing understands
 }

@@ -734,7 +734,7 @@ func TestWithoutNV(t *testing.T) {
 		t.Errorf("cert: %s, %v", text, err)
 	}
 	late := 2
-	m.config.Online = func(context.Context) error {
+	m.config.Online = func(context.Context, error) error {
 		if late--; late >= 0 {
 			return errors.New("no link")
 		}
@@ -790,7 +790,7 @@ func TestOnline(t *testing.T) {
 	m.config.Node, m.config.Wait = "", "1m"
 	name, failures := "(none)", 1
 	m.config.Hostname = func() (string, error) { return name, nil }
-	m.config.Online = func(context.Context) error {
+	m.config.Online = func(context.Context, error) error {
 		if m.did(tpm2.TPMCCEvictControl) != 1 {
 			t.Error("the key is not in its place")
 		}
@@ -808,6 +808,28 @@ func TestOnline(t *testing.T) {
 	}
 	if !strings.Contains(m.log.String(), "no link") {
 		t.Error("what the network waits for is not said")
+	}
+}
+
+// TestOnlineHearsOfFailures: whoever looks after the network is told why no head was met over it.
+func TestOnlineHearsOfFailures(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	stranger, _ := listen(t, newCA(t, "foreign").head(t, nil), reply(500, ""))
+	m.config.Head, m.config.Wait = stranger.String(), "4s"
+	var heard []error
+	m.config.Online = func(_ context.Context, failed error) error {
+		heard = append(heard, failed)
+		return nil
+	}
+	m.fails(StatusConfig)
+	if len(heard) < 2 || heard[0] != nil || !errors.Is(heard[1], errMismatch) {
+		t.Errorf("of a stranger in the head's place: %v", heard)
+	}
+	m.config.Head, heard = h.url.String(), nil
+	if m.must(); len(heard) == 0 || errors.Join(heard...) != nil {
+		t.Errorf("of a head that was met: %v", heard)
 	}
 }
 

@@ -48,10 +48,11 @@ type client struct {
 	check func(chain []*x509.Certificate, host string, at time.Time) (*verified, error)
 	// present chooses the certificate for a verified head; nil: none.
 	present func(*verified) (*tls.Certificate, error)
-	online  func(context.Context) error
-	at      int  // index in heads
-	hurry   bool // each head is asked once: --wait 0
-	content bool // the caller can do without a head, so that strangers in its place end it at once
+	online  func(context.Context, error) error
+	failed  error // why the last connection was not made; nil where it was
+	at      int   // index in heads
+	hurry   bool  // each head is asked once: --wait 0
+	content bool  // the caller can do without a head, so that strangers in its place end it at once
 	http    *http.Transport
 
 	mu     sync.Mutex
@@ -231,10 +232,11 @@ func (c *client) connect(ctx context.Context, addr string) error {
 	if live != nil && live.addr == addr && !live.closed.Load() {
 		return nil
 	}
-	if err := c.online(ctx); err != nil {
+	if err := c.online(ctx, c.failed); err != nil {
 		return err
 	}
 	conn, err := c.dial(ctx, addr)
+	c.failed = err
 	if err != nil {
 		return err
 	}

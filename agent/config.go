@@ -96,8 +96,9 @@ type Config struct {
 	Built        time.Time             // lowest time that can be: when the program's source was committed
 	Hostname     func() (string, error)
 	// Online waits for the network, while the TPM is at work already; nil: it is up. It is asked before
-	// each connection to a head. A name that comes with the network is taken then.
-	Online func(context.Context) error
+	// each connection to a head, with the reason why the one before failed, nil where it did not. A name
+	// that comes with the network is taken then.
+	Online func(ctx context.Context, failed error) error
 }
 
 // New reads the sources and checks every value, once. Errors are an [*Outcome] of StatusConfig that
@@ -160,7 +161,7 @@ func (c *Config) defaults() {
 		c.Hostname = os.Hostname
 	}
 	if c.Online == nil {
-		c.Online = func(context.Context) error { return nil }
+		c.Online = func(context.Context, error) error { return nil }
 	}
 }
 

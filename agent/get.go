@@ -77,7 +77,7 @@ const onlineTries = 6
 // networkUp waits for the network where a run has gone on without one.
 func (b *boot) networkUp(ctx context.Context) (err error) {
 	for range onlineTries {
-		if err = b.online(ctx); err == nil || ctx.Err() != nil {
+		if err = b.online(ctx, nil); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}

@@ -46,8 +46,8 @@ func (a *Agent) findName() {
 }
 
 // online waits for the network. The hostname may come with it.
-func (a *Agent) online(ctx context.Context) error {
-	if err := a.network(ctx); err != nil {
+func (a *Agent) online(ctx context.Context, failed error) error {
+	if err := a.network(ctx, failed); err != nil {
 		return err
 	}
 	a.findName()

@@ -76,7 +76,7 @@ func (b *boot) report(ctx context.Context, failed error) {
 func (b *boot) awaitNetwork(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reportNetwork)
 	defer cancel()
-	return b.online(ctx)
+	return b.online(ctx, nil)
 }
 
 // tell sends a report to one head.

@@ -220,11 +220,11 @@ func TestReportWaitsForTheNetwork(t *testing.T) {
 	m.config.CA, m.config.Node = h.ca.pin().String(), ""
 	name := ""
 	m.config.Hostname = func() (string, error) { return name, nil }
-	m.config.Online = func(context.Context) error { return errors.New("no network yet") }
+	m.config.Online = func(context.Context, error) error { return errors.New("no network yet") }
 	if m.ends(); len(h.reports) > 0 {
 		t.Errorf("without a network: %+v", h.reports)
 	}
-	m.config.Online = func(context.Context) error { name = "n8"; return nil }
+	m.config.Online = func(context.Context, error) error { name = "n8"; return nil }
 	if m.ends(); len(h.reports) != 1 || h.reports[0].Node != "n8" {
 		t.Errorf("reports %+v", h.reports)
 	}

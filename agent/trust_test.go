@@ -51,7 +51,7 @@ func (s *server) Accept() (net.Conn, error) {
 func testBoot(tr *trust, heads ...*url.URL) *boot {
 	return &boot{trust: tr, Agent: &Agent{
 		heads: heads, wait: 5 * time.Second, log: slog.New(slog.DiscardHandler),
-		named: true, network: func(context.Context) error { return nil },
+		named: true, network: func(context.Context, error) error { return nil },
 		clock: &clock{now: func() time.Time { return day0 }, synchronised: func() bool { return true }, mode: clockTrust},
 	}}
 }
