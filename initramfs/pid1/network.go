@@ -2,11 +2,11 @@ package pid1
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,19 +21,31 @@ import (
 )
 
 const (
-	lookEvery  = 100 * time.Millisecond // for links whose drivers take their time
-	linkWait   = 60 * time.Second       // a switch port that learns its tree says nothing for half a minute
-	answerWait = 4 * time.Second        // for a DHCP server, each time
-	tellAfter  = 10 * time.Second       // without a network, until the console says why
+	lookEvery = 100 * time.Millisecond // for links whose drivers take their time
+	linkWait  = 60 * time.Second       // a switch port that learns its tree says nothing for half a minute
+	tellAfter = 10 * time.Second       // without a network, until the console says why
+	trial     = 10 * time.Second       // of a lease before another may take its place; each time twice as long
+	maxTrial  = time.Minute
+	vainTries = 2        // to meet a head over it
+	noName    = "(none)" // what the kernel calls a machine that has no name
 )
 
 // network brings links up in the background, all of them at once, as their drivers make them known. The
 // first one with an address is the network: its routes and name servers are taken. Others that get an
-// address later add just that, so that a head behind them can be reached too.
+// address later add just that, so that a head behind them can be reached too. Where no head is met, another
+// lease becomes the network: whoever answers DHCP first does not keep the node from its head for good.
 type network struct {
 	console *console
 	links   links
 	up      chan struct{} // closed when there is a network
+	vain    int           // tries to reach a head, since there was one or another lease
+
+	taking sync.Mutex // held while addresses, routes or name servers change
+	leases []*dhcp    // one a link, the network's first; none where the network is no lease
+	since  time.Time  // of the first one's being that
+	trial  time.Duration
+	shown  map[string]bool
+	host   string // the machine's name, where it came with the network
 
 	mu    sync.Mutex
 	ready bool
@@ -41,20 +53,65 @@ type network struct {
 }
 
 func startNetwork(ctx context.Context, l links, c *console) *network {
-	n := &network{console: c, links: l, up: make(chan struct{}), state: map[string]string{}}
+	n := &network{console: c, links: l, up: make(chan struct{}), state: map[string]string{}, trial: trial, shown: map[string]bool{}}
 	go n.watch(ctx)
 	return n
 }
 
-// online waits for the network, and after a while says what it waits for (agent.Config.Online).
-func (n *network) online(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, tellAfter)
+// online waits for the network, and after a while says what it waits for (agent.Config.Online). Failed is
+// why no head was met over the network as it is.
+func (n *network) online(ctx context.Context, failed error) error {
+	wait, cancel := context.WithTimeout(ctx, tellAfter)
 	defer cancel()
 	select {
 	case <-n.up:
-		return nil
-	case <-ctx.Done():
+	case <-wait.Done():
 		return fmt.Errorf("no network yet: %s", n.why())
+	}
+	if failed == nil {
+		n.vain = 0
+	} else if n.vain++; n.vain >= vainTries {
+		n.other(ctx)
+	}
+	return nil
+}
+
+// other makes another lease the network, if there is one: the next link's, and on the link that was the network
+// one from a server that has not had its turn. Whom the node believes does not depend on it.
+func (n *network) other(ctx context.Context) {
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	if len(n.leases) == 0 || time.Since(n.since) < n.trial {
+		return
+	}
+	n.vain, n.since, n.trial = 0, time.Now(), min(2*n.trial, maxTrial)
+	now := n.leases[0]
+	if err := safely(func() error { return now.ask(ctx, 1) }); err != nil && len(n.leases) == 1 {
+		return
+	}
+	n.leases = append(n.leases[1:], now)
+	for _, d := range n.leases {
+		d.drop()
+	}
+	var host string
+	for i, d := range n.leases {
+		if err := safely(func() error { return d.take(i == 0) }); err != nil {
+			n.console.say("network: %s: %v", d.link.Attrs().Name, err)
+		}
+		host = cmp.Or(host, d.lease.P.HostName())
+	}
+	if err := n.nameServers(); err != nil {
+		n.console.say("network: %v", err)
+	}
+	n.nameMachine(host)
+	n.show(n.leases[0])
+}
+
+// show says which lease is tried now, the first time.
+func (n *network) show(d *dhcp) {
+	if line := d.link.Attrs().Name + ", which has " + d.what(); !n.shown[line] {
+		n.shown[line] = true
+		n.console.say("network: no head is met; going over %s", line)
 	}
 }
 
@@ -126,9 +183,10 @@ func (ls links) wanted(a *netlink.LinkAttrs) (link, bool) {
 
 // bring goes on until the link has an address.
 func (n *network) bring(ctx context.Context, l netlink.Link, how link) {
+	d := &dhcp{link: l, asked: map[string]bool{}}
 	for ctx.Err() == nil {
 		n.note(l.Attrs().Name, errors.New("waiting for a carrier"))
-		err := n.try(ctx, l, how)
+		err := safely(func() error { return n.configure(ctx, d, how) })
 		if err == nil {
 			return
 		}
@@ -137,64 +195,83 @@ func (n *network) bring(ctx context.Context, l netlink.Link, how link) {
 	}
 }
 
-// try is configure, whose panic is this link's trouble alone.
-func (n *network) try(ctx context.Context, l netlink.Link, how link) (err error) {
+// safely makes of a panic an error: it is to be one link's trouble alone.
+func safely(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("internal error: %v", p)
 		}
 	}()
-	return n.configure(ctx, l, how)
+	return f()
 }
 
-func (n *network) configure(ctx context.Context, l netlink.Link, how link) error {
-	if _, err := dhclient.IfUp(l.Attrs().Name, linkWait); err != nil {
+func (n *network) configure(ctx context.Context, d *dhcp, how link) error {
+	name := d.link.Attrs().Name
+	if _, err := dhclient.IfUp(name, linkWait); err != nil {
 		return errors.New("no carrier")
 	}
 	switch {
 	case how.method == static:
-		return n.static(l, how)
+		return n.static(d.link, how)
 	case how.method == auto6:
-		return n.auto(ctx, l)
+		return n.auto(ctx, d.link)
 	}
-	n.note(l.Attrs().Name, errors.New("waiting for a DHCP server"))
-	config := dhclient.Config{Timeout: answerWait, Retries: 3}
-	err := errors.New("no DHCP server answers")
-	for r := range dhclient.SendRequests(ctx, []netlink.Link{l}, how.method&dhcp4 != 0, how.method&dhcp6 != 0, config, linkWait) {
-		if r.Err == nil {
-			err = n.lease(r.Lease)
+	n.note(name, errors.New("waiting for a DHCP server"))
+	answers, asked := make(chan error, 2), 0
+	ask := func(method method, lease func() error) {
+		if how.method&method != 0 {
+			asked++
+			go func() { answers <- safely(lease) }()
+		}
+	}
+	ask(dhcp4, func() error { return n.lease4(ctx, d) })
+	ask(dhcp6, func() error { return n.lease6(ctx, d.link) })
+	var err error
+	for range asked {
+		if err = <-answers; err == nil {
+			return nil
 		}
 	}
 	return err
 }
 
-// lease takes what a DHCP server gave.
-func (n *network) lease(lease dhclient.Lease) error {
-	name := lease.Link().Attrs().Name
-	packet, ok := lease.(*dhclient.Packet4)
-	if !ok {
-		if err := lease.Configure(); err != nil {
-			return err
-		}
-		return n.done(name, lease.String(), "")
-	}
-	// Not every part of the library expects a mask with holes, and anybody may answer.
-	if ones, bits := packet.Lease().Mask.Size(); bits != 32 || ones == 0 {
-		return fmt.Errorf("the DHCP server gives the netmask %v", net.IP(packet.P.SubnetMask()))
-	}
-	host := packet.P.HostName()
-	if n.isUp() {
-		if err := netlink.AddrReplace(lease.Link(), &netlink.Addr{IPNet: packet.Lease()}); err != nil {
-			return err
-		}
-	} else if err := lease.Configure(); err != nil {
+// lease4 takes what a DHCP server gives.
+func (n *network) lease4(ctx context.Context, d *dhcp) error {
+	if err := d.ask(ctx, answerTries); err != nil {
 		return err
 	}
-	return n.done(name, fmt.Sprintf("%s from the DHCP server %s", packet.Lease(), packet.P.ServerIdentifier()), host)
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	first := !n.isUp()
+	if err := d.take(first); err != nil {
+		d.lease = nil
+		return err
+	}
+	if first || len(n.leases) > 0 {
+		n.leases = append(n.leases, d)
+	}
+	return n.done(d.link.Attrs().Name, d.what(), d.lease.P.HostName())
+}
+
+// lease6 takes what a DHCPv6 server gives.
+func (n *network) lease6(ctx context.Context, l netlink.Link) error {
+	config := dhclient.Config{Timeout: answerWait, Retries: answerTries}
+	r := <-dhclient.SendRequests(ctx, []netlink.Link{l}, false, true, config, linkWait)
+	if r == nil || r.Err != nil {
+		return errors.New("no DHCPv6 server answers")
+	}
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	if err := r.Lease.Configure(); err != nil {
+		return err
+	}
+	return n.done(l.Attrs().Name, r.Lease.String(), "")
 }
 
 // static configures a link from the kernel command line.
 func (n *network) static(l netlink.Link, how link) error {
+	n.taking.Lock()
+	defer n.taking.Unlock()
 	ip := &net.IPNet{IP: how.address.Addr().AsSlice(), Mask: net.CIDRMask(how.address.Bits(), how.address.Addr().BitLen())}
 	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ip}); err != nil {
 		return fmt.Errorf("address %s: %w", how.address, err)
@@ -216,6 +293,8 @@ func (n *network) auto(ctx context.Context, l netlink.Link) error {
 		}
 		for _, a := range addrs {
 			if a.IP.IsGlobalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+				n.taking.Lock()
+				defer n.taking.Unlock()
 				return n.done(l.Attrs().Name, a.IPNet.String()+" from a router", "")
 			}
 		}
@@ -236,24 +315,28 @@ func (n *network) done(device, what, host string) error {
 	defer n.mu.Unlock()
 	delete(n.state, device)
 	n.console.say("network: %s has %s", device, what)
-	nameMachine(host) // which may not be the first link's to give
+	if n.host == "" {
+		n.nameMachine(host) // which may not be the first link's to give
+	}
 	if n.ready {
 		return nil
 	}
-	if len(n.links.names) > 0 {
-		if err := writeResolvConf(n.links.names); err != nil {
-			return err
-		}
+	if err := n.nameServers(); err != nil {
+		return err
 	}
-	n.ready = true
+	n.ready, n.since = true, time.Now()
 	close(n.up)
 	return nil
 }
 
-func writeResolvConf(names []netip.Addr) error {
+// nameServers makes those of the kernel command line, if any, take the place of a lease's.
+func (n *network) nameServers() error {
 	var ips []net.IP
-	for _, a := range names {
+	for _, a := range n.links.names {
 		ips = append(ips, a.AsSlice())
+	}
+	if len(ips) == 0 {
+		return nil
 	}
 	return dhclient.WriteDNSSettings(ips, nil, "", dhclient.ResolvConfPath)
 }
@@ -261,13 +344,17 @@ func writeResolvConf(names []netip.Addr) error {
 // hostName is what is fit for a prompt and a log, whoever sent it.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// nameMachine gives a machine that has no name the one that came with its network. The head decides
-// whether it may have it.
-func nameMachine(host string) {
+// nameMachine gives a machine that has no name, or an earlier lease's, the one that came with its network.
+// The head decides whether it may have it.
+func (n *network) nameMachine(host string) {
 	if !hostName.MatchString(host) {
+		host = ""
+	}
+	now, err := os.Hostname()
+	named := err == nil && now != "" && now != noName && !strings.HasPrefix(now, "localhost")
+	if named && now != n.host || host == n.host {
 		return
 	}
-	if now, err := os.Hostname(); err != nil || now == "" || now == "(none)" || strings.HasPrefix(now, "localhost") {
-		_ = unix.Sethostname([]byte(host)) // without it muster.node= has to say who this is
-	}
+	n.host = host
+	_ = unix.Sethostname([]byte(cmp.Or(host, noName))) // without it muster.node= has to say who this is
 }

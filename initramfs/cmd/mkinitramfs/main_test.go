@@ -158,7 +158,7 @@ var linked = map[string]string{
 	"github.com/google/go-tpm":              "TPM commands",
 	"github.com/hashicorp/go-cleanhttp":     "go-retryablehttp's transport",
 	"github.com/hashicorp/go-retryablehttp": "retries that honour Retry-After",
-	"github.com/insomniacslk/dhcp":          "u-root's dhclient",
+	"github.com/insomniacslk/dhcp":          "DHCP, for u-root's dhclient too",
 	"github.com/josharian/native":           "the byte order, for mdlayher/socket",
 	"github.com/mdlayher/packet":            "raw sockets, for DHCP before there is an address",
 	"github.com/mdlayher/socket":            "mdlayher/packet's",
