@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -16,10 +17,12 @@ import (
 	"time"
 )
 
-// Head is a head on this machine's loopback.
+// Head is a head on this machine's loopback, or where Listen is.
 type Head struct {
 	Dir     string // state directory's parent; short, for the socket
 	Program string // muster
+	Listen  string // address
+	Name    string // under which nodes know it
 	Port    int    // of the node listener; the public one is the next
 	Pin     string
 
@@ -46,8 +49,18 @@ func (l *lockedBuffer) String() string {
 
 // NewHead makes a cluster in dir, and serves it on two free ports.
 func NewHead(dir, program string) (*Head, error) {
-	h := &Head{Dir: dir, Program: program}
-	text, err := h.run("init", "--dir", h.state(), "--cluster", "test", "--host", "localhost,127.0.0.1,"+HostAddr, "--json")
+	port, err := freePorts()
+	if err != nil {
+		return nil, err
+	}
+	return NewHeadAt(dir, program, "127.0.0.1", port, HostAddr)
+}
+
+// NewHeadAt makes a cluster in dir, and serves it on an address and two ports, for nodes that know the head by
+// one of the names. The first is in its URL.
+func NewHeadAt(dir, program, listen string, port int, names ...string) (*Head, error) {
+	h := &Head{Dir: dir, Program: program, Listen: listen, Name: names[0], Port: port}
+	text, err := h.run("init", "--dir", h.state(), "--cluster", "test", "--host", "localhost,127.0.0.1,"+strings.Join(names, ","), "--json")
 	if err != nil {
 		return nil, err
 	}
@@ -56,9 +69,6 @@ func NewHead(dir, program string) (*Head, error) {
 		return nil, err
 	}
 	h.Pin = made.Pin
-	if h.Port, err = freePorts(); err != nil {
-		return nil, err
-	}
 	return h, h.Start()
 }
 
@@ -84,32 +94,45 @@ func freePorts() (int, error) {
 }
 
 // URL is where nodes find the head.
-func (h *Head) URL() string { return "https://" + net.JoinHostPort(HostAddr, strconv.Itoa(h.Port)) }
+func (h *Head) URL() string { return "https://" + net.JoinHostPort(h.Name, strconv.Itoa(h.Port)) }
 
 // Words are the head's on a node's kernel command line.
 func (h *Head) Words() string { return "muster.head=" + h.URL() + " muster.ca=" + h.Pin }
 
+// address is where one of the listeners is, the nodes' first.
+func (h *Head) address(listener int) string {
+	return net.JoinHostPort(h.Listen, strconv.Itoa(h.Port+listener))
+}
+
 // Start serves until Stop.
 func (h *Head) Start() error {
 	h.serve = exec.Command(h.Program, "serve", "--dir", h.state(), "--socket", h.socket(), "-v",
-		"--listen", fmt.Sprintf("127.0.0.1:%d", h.Port), "--public", fmt.Sprintf("127.0.0.1:%d", h.Port+1))
+		"--listen", h.address(0), "--public", h.address(1))
 	h.serve.Stderr = &h.log
 	h.serve.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := h.serve.Start(); err != nil {
 		return err
 	}
 	for range 1000 {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/readyz", h.Port+1))
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return nil
-			}
+		if h.ready() {
+			return nil
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	h.Stop()
-	return fmt.Errorf("the head does not come up:\n%s", h.log.String())
+	return fmt.Errorf("the head does not come up:\n%s", h.Log())
+}
+
+// ready asks on the caller's own thread, which may be on a network of its own.
+func (h *Head) ready() bool {
+	conn, err := net.Dial("tcp", h.address(1))
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /readyz HTTP/1.0\r\nHost: %s\r\n\r\n", h.Listen)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	return err == nil && resp.StatusCode == http.StatusOK
 }
 
 // Stop ends the daemon.
@@ -151,6 +174,9 @@ func (h *Head) Node(name string) (Node, error) {
 	}
 	return list.Nodes[0], nil
 }
+
+// Log is what the daemon has said, a line for each request that it has answered.
+func (h *Head) Log() string { return h.log.String() }
 
 // Asked waits for a request of a path, as the head logs it when it has answered.
 func (h *Head) Asked(ctx context.Context, path string) error {

@@ -26,7 +26,8 @@ type Machine struct {
 	TPM     string    // crb, tis, or none; empty: crb
 	RTC     string    // what the clock says at power-on, 1970-01-01T00:00:00; empty: the time
 	Memory  int       // MiB; 0: 512
-	NICs    []string  // QEMU's -netdev user options of each, "" for none; nil: one without options
+	UEFI    bool      // OVMF's firmware, not SeaBIOS
+	NICs    []string  // QEMU's -netdev options of each, of "user" unless it says "tap,…"; nil: one without options
 	Disks   []string  // raw images, read-only when their name ends in .squashfs
 	Console io.Writer // what the node prints goes there too; may be nil
 	More    []string  // further arguments of QEMU's
@@ -54,6 +55,13 @@ const HostAddr = "10.0.2.2"
 func (m *Machine) Power(ctx context.Context, s Software) (*Boot, error) {
 	b := &Boot{ended: make(chan struct{}), more: make(chan struct{}), also: m.Console}
 	args := m.arguments(s)
+	if m.UEFI {
+		more, err := m.firmware()
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, more...)
+	}
 	if m.TPM != "none" {
 		more, err := b.startTPM(m)
 		if err != nil {
@@ -95,13 +103,20 @@ func (m *Machine) arguments(s Software) []string {
 		nics = []string{""}
 	}
 	for i, options := range nics {
-		rom := ",romfile="
-		if s.Kernel == "" {
-			rom = fmt.Sprintf(",bootindex=%d", i)
+		boot := fmt.Sprintf(",bootindex=%d", i)
+		if s.Kernel != "" {
+			boot = ""
+		}
+		if s.Kernel != "" || m.UEFI { // QEMU's ROMs are iPXE, and OVMF has drivers of its own
+			boot += ",romfile="
+		}
+		kind := "user"
+		if rest, ok := strings.CutPrefix(options, "tap,"); ok {
+			kind, options = "tap", rest
 		}
 		args = append(args,
-			"-netdev", strings.TrimSuffix(fmt.Sprintf("user,id=n%d,%s", i, options), ","),
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=52:54:00:4d:55:%02x%s", i, i+1, rom))
+			"-netdev", strings.TrimSuffix(fmt.Sprintf("%s,id=n%d,%s", kind, i, options), ","),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=52:54:00:4d:55:%02x%s", i, i+1, boot))
 	}
 	for _, disk := range m.Disks {
 		drive := "if=virtio,format=raw,file=" + disk
@@ -114,6 +129,31 @@ func (m *Machine) arguments(s Software) []string {
 		args = append(args, "-kernel", s.Kernel, "-initrd", s.Initrd, "-append", s.Cmdline)
 	}
 	return args
+}
+
+// ovmf is where Debian keeps UEFI firmware for machines like these.
+const ovmf = "/usr/share/OVMF/OVMF_"
+
+// firmware is OVMF, with variables of the machine's own, which it keeps. It boots from the network by HTTP
+// alone: each other way costs a minute before it is given up.
+func (m *Machine) firmware() (args []string, err error) {
+	vars := filepath.Join(m.Dir, "vars.fd")
+	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(vars); errors.Is(err, os.ErrNotExist) {
+		if err := copyFile(vars, ovmf+"VARS_4M.fd"); err != nil {
+			return nil, err
+		}
+	}
+	args = []string{
+		"-drive", "if=pflash,format=raw,readonly=on,file=" + ovmf + "CODE_4M.fd",
+		"-drive", "if=pflash,format=raw,file=" + vars,
+	}
+	for _, without := range []string{"IPv4PXESupport", "IPv6PXESupport", "IPv6Support"} {
+		args = append(args, "-fw_cfg", "name=opt/org.tianocore/"+without+",string=n")
+	}
+	return args, nil
 }
 
 // startTPM runs the machine's chip; the state is in the machine's directory.

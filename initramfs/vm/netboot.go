@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,16 +16,18 @@ type NetBoot struct {
 	Image  string
 	Head   *Head
 	Words  string            // on the kernel command line, beside the head's
+	Files  map[string]string // others to serve, by their path
+	Listen string            // address and port; empty: a free one of the loopback's
 	Asked  func(path string) // told of each request; may be nil
 
 	server *http.Server
 	url    string
 }
 
-// Start serves on loopback until Stop, and returns the options for the NIC of a node that is to boot from
+// Start serves until Stop, and returns the options for the NIC of a node that is to boot from
 // there. The script's settings become this cluster's, as an administrator writes them.
 func (n *NetBoot) Start() (nic string, err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", cmp.Or(n.Listen, "127.0.0.1:0"))
 	if err != nil {
 		return "", err
 	}
@@ -33,6 +36,9 @@ func (n *NetBoot) Start() (nic string, err error) {
 	files.HandleFunc("/boot.ipxe", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, n.script()) })
 	files.HandleFunc("/vmlinuz", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, n.Kernel) })
 	files.HandleFunc("/muster.cpio.xz", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, n.Image) })
+	for path, file := range n.Files {
+		files.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
+	}
 	n.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if n.Asked != nil {
 			n.Asked(r.URL.Path)
