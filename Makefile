@@ -3,10 +3,12 @@
 #   make build      bin/muster and bin/muster-agent, static and reproducible
 #   make initramfs  bin/muster.cpio.xz, a boot image: KERNEL=/lib/modules/RELEASE, CA=sha256:…|FILE, HEAD=https://…,
 #                   MODULES=tpm,virtio,…, FILES=FROM:TO,…, FIRMWARE=/lib/firmware, IMAGE=FILE
+#   make uki        bin/muster.efi, for UEFI: boot image, kernel and its command line in one file: KERNEL_IMAGE=/boot/vmlinuz-RELEASE,
+#                   CMDLINE='…', IMAGE=FILE, UKI=FILE
 #   make demo       a node passes muster, and comes back: real parts, in seconds once it is built
 #   make vm-demo    the same with a virtual machine that boots from its network, console and head side by side
 #   make test       everything (needs Debian and root for all of it; says what it leaves out)
-#   make test-full  the boots that take minutes: dracut, initramfs-tools, a Debian root
+#   make test-full  the boots that take minutes: UEFI, rogue DHCP servers, dracut, initramfs-tools, a Debian root
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck
@@ -30,8 +32,9 @@ PORTS       = arm64 ppc64le
 # The boot image has a module of its own, with its tools.
 INITRAMFS   = $(GO) -C initramfs
 IMAGE      ?= bin/muster.cpio.xz
+UKI        ?= bin/muster.efi
 
-.PHONY: build initramfs test test-full demo vm-demo bench fuzz check clean install install-systemd deps $(PORTS)
+.PHONY: build initramfs uki test test-full demo vm-demo bench fuzz check clean install install-systemd deps $(PORTS)
 
 build:
 	$(BUILD) -o bin/ $(PROGRAMS)
@@ -43,9 +46,14 @@ $(PORTS):
 # A file is named from here, and found from there.
 here = $(if $(wildcard $(1)),$(abspath $(1)),$(1))
 initramfs:
+	@mkdir -p $(dir $(IMAGE))
 	@$(INITRAMFS) run ./cmd/mkinitramfs -o $(abspath $(IMAGE)) -version $(VERSION) -committed $(COMMITTED) \
 		$(if $(KERNEL),-kernel $(call here,$(KERNEL))) $(if $(MODULES),-modules '$(MODULES)') $(if $(FIRMWARE),-firmware $(call here,$(FIRMWARE))) \
 		$(if $(CA),-ca $(call here,$(CA))) $(if $(HEAD),-head $(HEAD)) $(if $(FILES),-file '$(FILES)')
+
+uki:
+	@mkdir -p $(dir $(UKI))
+	@initramfs/uki.sh '$(KERNEL_IMAGE)' '$(IMAGE)' '$(CMDLINE)' '$(UKI)'
 
 deps:
 	@.ci/deps test
