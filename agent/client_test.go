@@ -205,6 +205,7 @@ func TestStrangerForAMoment(t *testing.T) {
 			t.Errorf("%s: said more than once:\n%s", name, log.String())
 		}
 	}
+	spoofed.Store(1 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(200*time.Millisecond, cancel)
 	cl := testBoot(&trust{pins: []pin{ours.pin()}}, &url.URL{Scheme: "https", Host: l.Addr().String()}).client(nil)
