@@ -340,7 +340,7 @@ func (l *late) Error() string {
 	if l.because == nil {
 		return l.interrupted.Error()
 	}
-	return clean(l.because.Error())
+	return Clean(l.because.Error())
 }
 
 func (l *late) Unwrap() error {
@@ -431,9 +431,9 @@ func (x *exchange) say(err error) {
 	case errors.As(err, &e):
 		log.Info("waiting", "code", e.Code)
 	case stranger(err) != nil:
-		log.Warn("what answers is not a head of this cluster; waiting", "event", journal.Stranger, "err", clean(err.Error()))
+		log.Warn("what answers is not a head of this cluster; waiting", "event", journal.Stranger, "err", Clean(err.Error()))
 	default:
-		log.Info("no answer yet", "err", clean(err.Error()))
+		log.Info("no answer yet", "err", Clean(err.Error()))
 	}
 }
 
@@ -487,7 +487,7 @@ func ourError(body []byte) *wire.Error {
 	if json.Unmarshal(body, e) != nil || !known(e.Code) {
 		return nil
 	}
-	e.Message = clean(e.Message)
+	e.Message = Clean(e.Message)
 	return e
 }
 
@@ -500,9 +500,9 @@ func known(code wire.Code) bool {
 	return false
 }
 
-// clean makes a text of a head's or server's fit for a console: without controls, C1's too, and
+// Clean makes a text of a head's or server's fit for a console: without controls, C1's too, and
 // without what turns the direction of writing.
-func clean(s string) string {
+func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return -1

@@ -308,7 +308,7 @@ func TestSays(t *testing.T) {
 }
 
 func TestClean(t *testing.T) {
-	if got := clean("a\x1b[2J\u009b1m\u202eb\r\n\u200bé ü\x7f"); got != "a[2J1mbé ü" {
+	if got := Clean("a\x1b[2J\u009b1m\u202eb\r\n\u200bé ü\x7f"); got != "a[2J1mbé ü" {
 		t.Errorf("%q", got)
 	}
 }

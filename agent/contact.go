@@ -38,7 +38,7 @@ func (b *boot) self(ctx context.Context, id *identity) (*wire.Self, *contact, er
 	if err := b.learn(c, self.Time); err != nil {
 		return nil, nil, err
 	}
-	self.State = clean(self.State)
+	self.State = Clean(self.State)
 	return &self, &contact{c.head().String(), c.verified()}, nil
 }
 

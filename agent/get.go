@@ -54,7 +54,7 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		message := fmt.Sprintf("%s: %s", u, clean(resp.Status))
+		message := fmt.Sprintf("%s: %s", u, Clean(resp.Status))
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, wire.MaxBody))
 		if e := ourError(body); e != nil {
 			message += ": " + e.Error()
@@ -108,5 +108,5 @@ func (b *boot) getError(u *url.URL, err error) error {
 	case errors.Is(err, context.Canceled):
 		return err
 	}
-	return tryAgain("see that the host is up", "%s: %s", u, clean(err.Error()))
+	return tryAgain("see that the host is up", "%s: %s", u, Clean(err.Error()))
 }

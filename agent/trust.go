@@ -264,7 +264,7 @@ func selfSigned(c *x509.Certificate) bool {
 
 // headError is the outcome of a head that may not be believed.
 func (t *trust) headError(host string, err error) error {
-	o := &Outcome{Status: StatusConfig, cause: err, Message: clean(fmt.Sprintf("%s: %v", host, err)), Hint: "muster.head= must name a head of Muster"}
+	o := &Outcome{Status: StatusConfig, cause: err, Message: Clean(fmt.Sprintf("%s: %v", host, err)), Hint: "muster.head= must name a head of Muster"}
 	switch {
 	case errors.Is(err, errMismatch) && t.nv:
 		o.Message = fmt.Sprintf("ca_mismatch: %s: %v (pinned in the TPM's NV: %v)", host, errMismatch, t.pins[0])
