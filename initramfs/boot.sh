@@ -79,7 +79,8 @@ show() {
 
 # failed does what muster.fail says.
 failed() {
-	policy=$(word muster.fail rd.muster.fail)
+	policy=$(word rd.muster.fail)
+	[ -n "$policy" ] || policy=$(word muster.fail)
 	case $policy in
 	reboot) say "rebooting in 20s (status $1)" ;;
 	halt) say "halted (status $1)" ;;

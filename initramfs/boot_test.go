@@ -121,6 +121,9 @@ func TestFailed(t *testing.T) {
 	for policy, sentence := range map[string]string{
 		"":                     `going on without a certificate \(status 69\)`,
 		"muster.fail=continue": `going on without a certificate \(status 69\)`,
+		// The initramfs's own word wins wherever it stands, as in agent/cmdline.
+		"rd.muster.fail=shell muster.fail=continue": `muster.fail=shell is none of continue, reboot and halt; going on ` +
+			`without a certificate \(status 69\)`,
 		"muster.fail=halt rd.muster.fail=shell": `muster.fail=shell is none of continue, reboot and halt; going on ` +
 			`without a certificate \(status 69\)`,
 	} {
