@@ -9,7 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
+
+	"muster/agent"
 )
 
 // console is what a person sees of a boot: a line a step. The kernel's log has the lines too, for whoever
@@ -33,23 +34,13 @@ func (c *console) say(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for text := range strings.SplitSeq(strings.TrimRight(fmt.Sprintf(format, args...), "\n"), "\n") {
-		line := "muster: " + printable(text)
+		// Texts come from networks, and from NV, which root on the node can write.
+		line := "muster: " + agent.Clean(text)
 		fmt.Fprintf(c.w, "%s\r\n", line)
 		if c.kmsg != nil {
 			fmt.Fprintf(c.kmsg, "%s%s\n", debugLevel, line)
 		}
 	}
-}
-
-// printable drops what could make the console show something else: texts come from networks, and from NV,
-// which root on the node can write.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, text)
 }
 
 // rebootPause is for a person to read the last lines, and spares the head nodes that boot in circles.

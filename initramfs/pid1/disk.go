@@ -13,21 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountDisk mounts the root that muster.root names: a device, or UUID=, LABEL= or PARTLABEL=. A
-// squashfs gets a tmpfs over it, to be
-// written to.
+// mountDisk mounts the root that muster.root names: a device, or UUID=, LABEL= or PARTLABEL=. What can
+// only be read gets a tmpfs over it, to be written to.
 func (n *node) mountDisk() (what string, err error) {
-	n.drivers.coldplug()
-	device := ""
-	for wait := time.Duration(0); device == ""; wait += lookEvery {
-		if device = findDisk(n.root); device != "" {
-			break
-		}
-		if wait >= n.rootWait { // controllers take their time
-			return "", fmt.Errorf("no such disk after %v", n.rootWait)
-		}
-		time.Sleep(lookEvery)
-		n.drivers.coldplug()
+	device, err := n.awaitDisk()
+	if err != nil {
+		return "", err
 	}
 	fstype := n.fstype
 	if fstype == "" {
@@ -47,14 +38,32 @@ func (n *node) mountDisk() (what string, err error) {
 	if n.rw {
 		flags = 0
 	}
-	if err := os.MkdirAll(newRoot, 0o755); err != nil {
-		return "", err
-	}
-	if _, err := mount.Mount(device, newRoot, fstype, n.flags, flags); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s (%s)", device, fstype), nil
+	return fmt.Sprintf("%s (%s)", device, fstype), mountOn(newRoot, device, fstype, n.flags, flags)
 }
+
+// awaitDisk waits for the disk that muster.root names: controllers take their time.
+func (n *node) awaitDisk() (device string, err error) {
+	for end := time.Now().Add(n.rootWait); ; time.Sleep(lookEvery) {
+		n.drivers.coldplug()
+		if device = findDisk(n.root); device != "" {
+			return device, nil
+		}
+		if time.Now().After(end) {
+			return "", fmt.Errorf("no such disk after %v", n.rootWait)
+		}
+	}
+}
+
+// mountOn mounts a device on a directory that need not be there.
+func mountOn(dir, device, fstype, data string, flags uintptr) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	_, err := mount.Mount(device, dir, fstype, data, flags)
+	return err
+}
+
+func mountTmpfs(dir string) error { return mountOn(dir, "tmpfs", "tmpfs", "mode=0755", 0) }
 
 // overlay mounts what can only be read at newRoot, with a tmpfs over it.
 func (n *node) overlay(device, fstype string) error {
@@ -63,27 +72,18 @@ func (n *node) overlay(device, fstype string) error {
 			return err
 		}
 	}
-	for _, m := range []struct {
-		dev, path, kind, data string
-		flags                 uintptr
-	}{
-		{device, "/lower", fstype, "", unix.MS_RDONLY},
-		{"tmpfs", "/upper", "tmpfs", "mode=0755", 0},
-	} {
-		if err := os.MkdirAll(m.path, 0o755); err != nil {
-			return err
-		}
-		if _, err := mount.Mount(m.dev, m.path, m.kind, m.data, m.flags); err != nil {
+	if err := mountOn("/lower", device, fstype, "", unix.MS_RDONLY); err != nil {
+		return err
+	}
+	if err := mountTmpfs("/upper"); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/upper/data", "/upper/work"} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{"/upper/data", "/upper/work", newRoot} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	_, err := mount.Mount("overlay", newRoot, "overlay", "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work", 0)
-	return err
+	return mountOn(newRoot, "overlay", "overlay", "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work", 0)
 }
 
 // findDisk returns the device that name stands for, "" while there is none.

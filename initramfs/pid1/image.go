@@ -107,14 +107,6 @@ func (p *progress) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func mountTmpfs(path string) error {
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		return err
-	}
-	_, err := mount.Mount("tmpfs", path, "tmpfs", "mode=0755", 0)
-	return err
-}
-
 // loop mounts the squashfs in imageFile. The file stays: its pages are the root from now on.
 func (n *node) loop() error {
 	if err := n.drivers.load("loop"); err != nil {

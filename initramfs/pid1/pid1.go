@@ -35,7 +35,6 @@ type node struct {
 	line    string // the kernel command line
 	*handover
 	drivers *drivers
-	network *network
 	stop    context.CancelFunc // of the network's clients; nil before there are any
 	agent   *agent.Agent
 	status  int // the agent's exit status
@@ -119,9 +118,9 @@ func (n *node) enrol() error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
-	n.network = startNetwork(ctx, links, n.console)
+	network := startNetwork(ctx, links, n.console)
 	n.agent, err = agent.New(agent.Config{
-		Built: n.built, Online: n.network.online, Log: slog.New(n.console.handler()),
+		Built: n.built, Online: network.online, Log: slog.New(n.console.handler()),
 	})
 	if err != nil {
 		return err
