@@ -20,7 +20,7 @@ import (
 var update = flag.Bool("update", false, "write the golden consoles anew")
 
 // parts is what TestMain makes once: the programs, the image and the kernel.
-var parts struct{ dir, muster, agent, image, kernel string }
+var parts struct{ dir, muster, agent, image, kernel, modules string }
 
 // needed are the programs without which no node boots here.
 var needed = []string{"qemu-system-x86_64", "swtpm", "mksquashfs", "busybox", "cpio", "nginx", "apt-get"}
@@ -56,11 +56,9 @@ func prepare() (err error) {
 	if err := command("../..", ".ci/kernel", "cloud"); err != nil {
 		return err
 	}
-	kernels, err := filepath.Glob("../../bin/vm/kernel/cloud/boot/vmlinuz-*")
-	if err != nil || len(kernels) != 1 {
-		return fmt.Errorf("kernels: %v, %v", kernels, err)
+	if parts.kernel, parts.modules, err = vm.Kernel("../../bin/vm/kernel/cloud"); err != nil {
+		return err
 	}
-	parts.kernel = kernels[0]
 	if err := command("../..", "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags", "-s -w -X main.version=test -X main.committed=1700000000", "-o", parts.dir+"/", "./signer/cmd/muster", "./agent/cmd/muster-agent"); err != nil {
 		return err
@@ -70,12 +68,7 @@ func prepare() (err error) {
 
 // buildImage builds the boot image with drivers for the test kernel, and options more.
 func buildImage(file string, more ...string) error {
-	release := strings.TrimPrefix(filepath.Base(parts.kernel), "vmlinuz-")
-	modules, err := filepath.Abs("../../bin/vm/kernel/cloud/lib/modules/" + release)
-	if err != nil {
-		return err
-	}
-	args := append([]string{"run", "./cmd/mkinitramfs", "-o", file, "-kernel", modules, "-committed", "1700000000"}, more...)
+	args := append([]string{"run", "./cmd/mkinitramfs", "-o", file, "-kernel", parts.modules, "-committed", "1700000000"}, more...)
 	return command("..", "go", args...)
 }
 

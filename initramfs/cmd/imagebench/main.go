@@ -66,7 +66,7 @@ func (b *bench) sizes() error {
 	if err != nil {
 		return err
 	}
-	generic, _, err := b.kernel("generic")
+	_, generic, err := vm.Kernel(filepath.Join(b.bin, "vm/kernel/generic"))
 	if err != nil {
 		return err
 	}
@@ -110,21 +110,12 @@ func mebibytes(file string) (float64, error) {
 	return float64(info.Size()) / (1 << 20), nil
 }
 
-// kernel finds what .ci/kernel has unpacked.
-func (b *bench) kernel(flavour string) (modules, image string, err error) {
-	found, err := filepath.Glob(filepath.Join(b.bin, "vm/kernel", flavour, "lib/modules/*"))
-	if err != nil || len(found) != 1 {
-		return "", "", fmt.Errorf("kernel %s: %v, %v", flavour, found, err)
-	}
-	return found[0], filepath.Join(b.bin, "vm/kernel", flavour, "boot/vmlinuz-"+filepath.Base(found[0])), nil
-}
-
 // bootRounds is how many machines boot twice.
 const bootRounds = 3
 
 // boots measures first and second boots.
 func (b *bench) boots() error {
-	modules, kernel, err := b.kernel("cloud")
+	kernel, modules, err := vm.Kernel(filepath.Join(b.bin, "vm/kernel/cloud"))
 	if err != nil {
 		return err
 	}

@@ -114,15 +114,15 @@ func (d *demo) prepare() error {
 	if err != nil {
 		return err
 	}
-	kernels, err := filepath.Glob(filepath.Join(d.bin, "vm/kernel/cloud/boot/vmlinuz-*"))
-	if err != nil || len(kernels) != 1 {
-		return fmt.Errorf("kernels: %v, %v", kernels, err)
+	kernel, _, err := vm.Kernel(filepath.Join(d.bin, "vm/kernel/cloud"))
+	if err != nil {
+		return err
 	}
 	disk, err := d.rootDisk()
 	if err != nil {
 		return err
 	}
-	d.server = &vm.NetBoot{Script: string(script), Kernel: kernels[0], Image: filepath.Join(d.bin, "vm/muster.cpio.gz"), Head: d.head}
+	d.server = &vm.NetBoot{Script: string(script), Kernel: kernel, Image: filepath.Join(d.bin, "vm/muster.cpio.gz"), Head: d.head}
 	nic, err := d.server.Start()
 	d.node = &vm.Machine{Dir: filepath.Join(d.dir, "node"), NICs: []string{nic}, Disks: []string{disk}, Memory: 768}
 	return err
