@@ -2,13 +2,11 @@ package main
 
 import (
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,6 +17,7 @@ import (
 	"github.com/u-root/mkuimage/uimage"
 	"github.com/u-root/uio/llog"
 
+	"muster/agent"
 	"muster/initramfs/modules/choose"
 	"muster/internal/durable"
 )
@@ -41,15 +40,8 @@ func (r *recipe) check() (err error) {
 	if len(r.modules) == 0 {
 		r.modules = append(choose.Default[:len(choose.Default):len(choose.Default)], "root")
 	}
-	for _, head := range strings.Split(r.head, ",") {
-		if u, err := url.Parse(head); r.head != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
-			return fmt.Errorf("-head %s: not https://HOST:PORT", head)
-		}
-	}
-	if pin, ok := strings.CutPrefix(r.ca, "sha256:"); ok {
-		if b, err := hex.DecodeString(pin); err != nil || len(b) != 32 {
-			return fmt.Errorf("-ca %s: not sha256: and 64 hex digits", r.ca)
-		}
+	if err := r.settings(); err != nil {
+		return err
 	}
 	if strings.ContainsAny(r.version, " '\"") {
 		return fmt.Errorf("-version %q: the linker takes no spaces and quotes", r.version)
@@ -60,6 +52,16 @@ func (r *recipe) check() (err error) {
 		}
 	}
 	return nil
+}
+
+// settings asks the agent whether it will take what the image says of heads and pin.
+func (r *recipe) settings() error {
+	c := agent.Config{Options: agent.Options{Head: r.head}, File: os.DevNull, Cmdline: os.DevNull}
+	if strings.HasPrefix(r.ca, "sha256:") {
+		c.CA = r.ca
+	}
+	_, err := agent.New(c)
+	return err
 }
 
 // build makes the image: u-root's builder compiles /init, as small as gobusybox's flags make it, and
