@@ -34,7 +34,7 @@ INITRAMFS   = $(GO) -C initramfs
 IMAGE      ?= bin/muster.cpio.xz
 UKI        ?= bin/muster.efi
 
-.PHONY: build initramfs uki test test-full demo vm-demo bench fuzz check clean install install-systemd deps $(PORTS)
+.PHONY: build initramfs uki test test-full demo vm-demo bench fuzz check clean install install-systemd install-boot deps $(PORTS)
 
 build:
 	$(BUILD) -o bin/ $(PROGRAMS)
@@ -88,7 +88,6 @@ fuzz:
 	@.ci/fuzz $(FUZZTIME)
 
 # For the builders of other boot images, where they look; that is nowhere below /usr/local.
-.PHONY: install-boot
 install-boot:
 	install -D -m 0755 initramfs/boot.sh $(DESTDIR)/usr/lib/muster/boot
 	install -d $(DESTDIR)/usr/lib/dracut/modules.d/91muster
