@@ -43,7 +43,7 @@ type Agent struct {
 	hostname func() (string, error)
 	network  func(context.Context, error) error
 	log      *slog.Logger
-	warnings []string // what the configuration said that nothing understands
+	warnings []string // what the configuration said that nothing understands, or that something overrules
 }
 
 // path puts an absolute path under the root directory.

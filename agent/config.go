@@ -21,6 +21,7 @@ import (
 	"muster/agent/cmdline"
 	"muster/agent/internal/tpm"
 	"muster/internal/template"
+	"muster/internal/wire"
 )
 
 // DefaultFile is the configuration file, under Config.Root. It may be absent.
@@ -127,7 +128,7 @@ func New(c Config) (*Agent, error) {
 	a.named = s.Node != ""
 	a.findName()
 	for _, w := range a.warnings {
-		a.log.Warn("configuration is not understood", "what", w)
+		a.log.Warn("configuration", "what", w)
 	}
 	return a, nil
 }
@@ -176,6 +177,11 @@ func (s *settings) put(name, value, from string) bool {
 	field := s.option(name)
 	if field == nil {
 		return false
+	}
+	// A node that trusts or asks somebody else than its boot line says has a person wondering why. What he types
+	// is another matter.
+	if earlier := *field; earlier != "" && earlier != value && (name == "ca" || name == "head") && !strings.HasPrefix(from, "--") {
+		s.warnings = append(s.warnings, fmt.Sprintf("%s: %s counts, not %s (%s)", from, value, earlier, s.from[name]))
 	}
 	*field, s.from[name] = value, from
 	return true
@@ -286,7 +292,7 @@ func (s *settings) check(a *Agent) error {
 	}{
 		{"head", func() (err error) { a.heads, err = parseHeads(s.Head); return }, "write https://HOST:8443; several with commas between them"},
 		{"ca", func() (err error) { a.ca, err = parseCA(s.CA); return }, "write sha256: and 64 hex digits ('muster ca show' on the head prints them), the name of a PEM file, or tofu"},
-		{"node", func() error { return checkName(s.Node) }, "write the node's name as 'muster certs list' shows it on the head"},
+		{"node", func() error { return wire.CheckName(s.Node) }, "write the node's name as 'muster certs list' shows it on the head"},
 		{"wait", func() (err error) { a.wait, err = parseWait(s.Wait); return }, "write 10m, 90s or a number of seconds"},
 		{"tpm", func() error { return checkSpec(s.TPM) }, "write device:/dev/tpmrm0, swtpm:path=SOCKET or swtpm:host=HOST,port=PORT"},
 		{"install", func() (err error) { a.profiles, err = parseInstall(s.Install); return }, "the only profile is pem"},

@@ -89,6 +89,28 @@ func TestUnknownWordsAreOneWarning(t *testing.T) {
 	}
 }
 
+// TestOverruled: the file wins, and says over what. What a person types wins without a word.
+func TestOverruled(t *testing.T) {
+	line := "muster.head=https://a:1 muster.ca=sha256:" + strings.Repeat("ab", 32)
+	file := "head = 'https://b:1'\nca = 'sha256:" + strings.Repeat("cd", 32) + "'\n"
+	c := testConfig(t, line, file)
+	a, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.warnings) != 2 || !strings.Contains(a.warnings[0]+a.warnings[1], "https://b:1 counts, not https://a:1 (kernel command line, muster.head)") {
+		t.Errorf("%q", a.warnings)
+	}
+	for what, c := range map[string]Config{
+		"the same twice": testConfig(t, line+" "+line, ""),
+		"a flag":         func() Config { c := testConfig(t, line, ""); c.Head = "https://c:1"; return c }(),
+	} {
+		if a, err := New(c); err != nil || len(a.warnings) != 0 {
+			t.Errorf("%s: %v, %v", what, a, err)
+		}
+	}
+}
+
 // TestBadValues: every one names its source and comes with a hint.
 func TestBadValues(t *testing.T) {
 	for _, c := range []struct {

@@ -236,10 +236,13 @@ func (e *enrollment) claim() ([]byte, error) {
 // check finds the EK that a challenge is for, and builds the transcript from what the node itself
 // sent and owns: a head that changed any of it gets a proof that fits nothing.
 func (e *enrollment) check(ch *wire.Challenge) (*tpm.EK, *wire.Transcript, error) {
-	for name, text := range map[string]string{"slot": ch.Slot, "cluster": ch.Cluster, "grant": ch.Grant, "epoch": ch.Epoch} {
-		if checkName(text) != nil {
+	for name, text := range map[string]string{"cluster": ch.Cluster, "grant": ch.Grant, "epoch": ch.Epoch} {
+		if len(text) > wire.MaxName || !printable(text) {
 			return nil, nil, fmt.Errorf("%s is not printable", name)
 		}
+	}
+	if err := wire.CheckName(ch.Slot); err != nil {
+		return nil, nil, fmt.Errorf("slot: %w", err)
 	}
 	if ch.Slot == "" || ch.Level.Rank() == 0 {
 		return nil, nil, errors.New("no slot, or no level")

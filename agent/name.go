@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,20 +10,9 @@ import (
 	"muster/internal/wire"
 )
 
-const (
-	maxName = 253 // bytes of a DNS name
-	maxMACs = 32
-)
+const maxMACs = 32
 
-// checkName refuses a name that no node can have. The head decides which name is whose.
-func checkName(name string) error {
-	if len(name) > maxName || !printable(name) {
-		return fmt.Errorf("%.64q is not a node name", name)
-	}
-	return nil
-}
-
-// printable says whether s is visible ASCII: fit for a console, a log and a file name.
+// printable says whether s is visible ASCII: fit for a console and a log.
 func printable(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
@@ -32,7 +20,7 @@ func printable(s string) bool {
 // hostname returns the machine's name, or "" where it has none yet.
 func hostname(ask func() (string, error)) string {
 	name, err := ask()
-	if err != nil || name == "(none)" || strings.HasPrefix(name, "localhost") || checkName(name) != nil {
+	if err != nil || name == "(none)" || strings.HasPrefix(name, "localhost") || wire.CheckName(name) != nil {
 		return ""
 	}
 	return name
@@ -61,7 +49,7 @@ func hints(sys string) wire.Hints {
 		uuid = ""
 	}
 	serial := sysText(sys, "class/dmi/id/product_serial")
-	if len(serial) > maxName || strings.Trim(serial, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_./:+# ") != "" {
+	if len(serial) > wire.MaxName || strings.Trim(serial, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_./:+# ") != "" {
 		serial = ""
 	}
 	return wire.Hints{MACs: macs(sys), UUID: uuid, Serial: serial}

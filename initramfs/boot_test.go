@@ -117,7 +117,7 @@ func TestFailed(t *testing.T) {
 	}
 	const words = "muster.head=https://h muster.ca=sha256:0000000000000000000000000000000000000000000000000000000000000000 " +
 		"muster.tpm=device:/dev/none muster.wait=0 muster.nonsense=1 "
-	const warning = `muster: configuration is not understood \(what="kernel command line: unknown muster.nonsense"\)\n`
+	const warning = `muster: configuration \(what="kernel command line: unknown muster.nonsense"\)\n`
 	for policy, sentence := range map[string]string{
 		"":                     `going on without a certificate \(status 69\)`,
 		"muster.fail=continue": `going on without a certificate \(status 69\)`,

@@ -389,7 +389,7 @@ func unproven(t *testing.T) (s *site, names []string, stranger *key) {
 	s.putRecord(&slot{Node: "never"})
 	s.putRecord(&slot{Node: "revoked", Revoked: true, Grant: &grant{ID: "g", Until: noon.Add(time.Hour), Level: wire.TOFU}})
 	s.putRecord(&slot{Node: "used", Grant: &grant{ID: "g", Until: noon.Add(time.Hour), Level: wire.TOFU, Used: true}})
-	return s, []string{"unknown", "", "localhost", "slot/bound", "disabled", "over", "bound", "level", "never", "revoked", "used"}, stranger
+	return s, []string{"unknown", "", "localhost", "slot.bound", "disabled", "over", "bound", "level", "never", "revoked", "used"}, stranger
 }
 
 // TestStrangersLearnNothing: every refusal before proof has the same status, headers and bytes.

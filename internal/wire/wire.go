@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -43,13 +44,27 @@ const (
 	maxHints = 32  // MACs
 )
 
+// CheckName refuses what no node can be called. Messages say what to type about a name that somebody
+// sent, so it holds nothing that a shell would take for more than text. "" is no name, and passes.
+func CheckName(name string) error {
+	if len(name) > MaxName || strings.ContainsFunc(name, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
+	}) {
+		return fmt.Errorf("%.64q is not a node name", name)
+	}
+	return nil
+}
+
 // CheckPeer checks what every request says first: its version, and the name and hints of the peer.
 func CheckPeer(version int, node string, hints Hints) error {
 	if version != Version {
 		return fmt.Errorf("v: %d is not %d", version, Version)
 	}
-	if len(node) > MaxName || len(hints.UUID) > MaxName || len(hints.Serial) > MaxName || len(hints.MACs) > maxHints {
-		return errors.New("node, hints: too long")
+	if err := CheckName(node); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if len(hints.UUID) > MaxName || len(hints.Serial) > MaxName || len(hints.MACs) > maxHints {
+		return errors.New("hints: too long")
 	}
 	for _, mac := range hints.MACs {
 		if len(mac) > MaxName {

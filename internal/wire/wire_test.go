@@ -76,6 +76,19 @@ func TestTranscriptCoversEveryField(t *testing.T) {
 	}
 }
 
+func TestCheckName(t *testing.T) {
+	for _, name := range []string{"", "n0", "Rack-1.node_7", strings.Repeat("n", MaxName)} {
+		if err := CheckName(name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"n0;reboot", "$(id)", "`id`", "n 0", "n0\n", "n[0-9]", "n\x1b[2J", "é", "a/b", strings.Repeat("n", MaxName+1)} {
+		if err := CheckPeer(Version, name, Hints{}); err == nil {
+			t.Errorf("%q passes", name)
+		}
+	}
+}
+
 func FuzzDecodeChallenge(f *testing.F) {
 	f.Add(Encode(ChallengeRequest{V: 1}))
 	f.Add(Encode(ChallengeRequest{V: 1, Node: "n0", Hints: Hints{MACs: []string{"02:00:00:00:00:01"}, UUID: "u"},
