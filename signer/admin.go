@@ -23,6 +23,7 @@ const (
 	AdminWhy     = "/admin/why"
 	AdminLog     = "/admin/log"
 	AdminCA      = "/admin/ca"
+	AdminRevoke  = "/admin/revoke"
 )
 
 // Frame is one line of an answer.
@@ -95,6 +96,7 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminWhy, serveAdmin(h.adminWhy))
 	mux.HandleFunc("POST "+AdminLog, serveAdmin(h.adminLog))
 	mux.HandleFunc("POST "+AdminCA, serveAdmin(h.adminCA))
+	mux.HandleFunc("POST "+AdminRevoke, serveAdmin(h.adminRevoke))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer
@@ -169,9 +171,10 @@ type CAView struct {
 }
 
 func (h *Head) adminCA(context.Context, struct{}, *stream) (any, error) {
+	ca := h.ca()
 	return CAView{
-		Schema: "muster.ca/v1", Pin: h.ca.pin(), Cert: h.bundle, Subject: h.ca.cert.Subject.String(),
-		Expires: h.ca.cert.NotAfter.UTC(), CRL: h.crlURL(),
+		Schema: "muster.ca/v1", Pin: ca.pin(), Cert: h.bundle, Subject: ca.cert.Subject.String(),
+		Expires: ca.cert.NotAfter.UTC(), CRL: h.crlURL(ca),
 	}, nil
 }
 

@@ -60,7 +60,7 @@ func TestStrangersWriteNothing(t *testing.T) {
 	made := s.answered(k, "n0")
 	made.Proof[0] ^= 1
 	soft := softKey(t)
-	self := certificate(t, softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n0"}}, s.ca.cert, soft.Public(), s.ca.key))
+	self := certificate(t, softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n0"}}, s.ca().cert, soft.Public(), s.ca().key))
 	revision, entries, files := s.revision(), len(s.journal()), s.files()
 	for i := range 400 {
 		name := fmt.Sprintf("stranger%d", i)
@@ -104,7 +104,7 @@ func TestStrangersArePushedOutByStrangers(t *testing.T) {
 	// What is kept of each is small, whatever it sends.
 	soft := softKey(t)
 	huge := certificate(t, softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1),
-		Subject: pkix.Name{CommonName: strings.Repeat("x", 60000)}}, s.ca.cert, soft.Public(), s.ca.key))
+		Subject: pkix.Name{CommonName: strings.Repeat("x", 60000)}}, s.ca().cert, soft.Public(), s.ca().key))
 	who := &peer{}
 	_, no := s.self(t.Context(), huge, who)
 	if len(who.node) > maxNodeName || len(no.detail) > 200 {

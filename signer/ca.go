@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,8 +29,10 @@ const (
 
 // authority is a CA certificate with its key.
 type authority struct {
-	cert *x509.Certificate
-	key  crypto.Signer
+	cert      *x509.Certificate
+	key       crypto.Signer
+	crl       atomic.Pointer[[]byte] // the newest, DER; nil: none yet
+	published int64                  // its number, if this process made it; under Head.publishing
 }
 
 // newAuthority makes a root CA: ECDSA P-256, 20 years. Its subject carries part of its key's
@@ -63,7 +66,7 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &authority{cert, key}, nil
+	return &authority{cert: cert, key: key}, nil
 }
 
 // parseAuthority reads what marshal wrote and checks that key and certificate belong together. Errors
@@ -88,7 +91,7 @@ func parseAuthority(certPEM, keyPEM []byte, passphrase Passphrase) (*authority, 
 	if !ok || !pub.Equal(cert.PublicKey) {
 		return nil, errors.New("CA key: not the key of the CA certificate")
 	}
-	return &authority{cert, key}, nil
+	return &authority{cert: cert, key: key}, nil
 }
 
 func (a *authority) marshal(passphrase Passphrase) (certPEM, keyPEM []byte, err error) {

@@ -147,7 +147,7 @@ func TestPassphraseIsNotPrinted(t *testing.T) {
 // TestOpenWithPassphrase: a head starts with the right passphrase only, and otherwise changes nothing.
 func TestOpenWithPassphrase(t *testing.T) {
 	s := newSite(t)
-	encrypted, err := marshalKey(s.ca.key, Passphrase("word"))
+	encrypted, err := marshalKey(s.ca().key, Passphrase("word"))
 	s.must(err)
 	s.must(os.WriteFile(filepath.Join(s.dir, caKeyFile), encrypted, 0o600))
 	before := len(s.journal())

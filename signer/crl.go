@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"path/filepath"
@@ -14,23 +15,25 @@ import (
 	"muster/signer/store"
 )
 
-// superseded is the CRL reason (RFC 5280, 5.3.1) of a certificate that another one replaced.
-const superseded = 4
-
 // crlEvery is how often a CRL is signed when nothing changes.
 const crlEvery = time.Hour
 
 // ended is why and when a certificate ended before its time.
 type ended struct {
+	CA       string    `json:"ca"` // whose CRL lists it
 	At       time.Time `json:"at"`
-	Reason   int       `json:"reason"`
-	NotAfter time.Time `json:"not_after"` // after this the CRL need not list it
+	Reason   crlReason `json:"reason"`
+	NotAfter time.Time `json:"not_after"`
 }
 
-// end records that c ended now because another certificate took its place.
-func (c *issued) end(now time.Time) store.Put {
-	return put(prefixEnded+c.Serial, ended{At: now.UTC(), Reason: superseded, NotAfter: c.NotAfter})
+// end records that c ended now.
+func (c *issued) end(now time.Time, why crlReason) store.Put {
+	return put(prefixEnded+c.Serial, ended{CA: c.CA, At: now.UTC(), Reason: why, NotAfter: c.NotAfter})
 }
+
+// keptFor is how long after its time a certificate stays on record. A CRL lists it so long, which is one at least
+// after its end, as RFC 5280, 3.3, asks for.
+const keptFor = crlLife
 
 // crlRecord is what must never go down: the number and thisUpdate of the newest CRL.
 type crlRecord struct {
@@ -38,7 +41,13 @@ type crlRecord struct {
 	ThisUpdate time.Time `json:"this_update"`
 }
 
-func crlPath(id string) string { return "/crl/" + id + ".crl" }
+const crlSuffix = ".crl"
+
+func crlPath(id string) string { return "/crl/" + id + crlSuffix }
+
+func (h *Head) crlFile(ca *authority) string {
+	return filepath.Join(h.dir, "public", ca.id()+crlSuffix)
+}
 
 // crlDue asks for a CRL soon. It never blocks.
 func (h *Head) crlDue() {
@@ -48,43 +57,62 @@ func (h *Head) crlDue() {
 	}
 }
 
-// signCRL makes the next CRL, records its number, and only then publishes it.
-func (h *Head) signCRL(ctx context.Context) error {
+// signCRLs makes the next CRL of each CA.
+func (h *Head) signCRLs(ctx context.Context) error {
 	now := h.now().UTC()
 	if no := h.maySign(now); no != nil {
 		return no
 	}
-	item, err := h.store.Get(ctx, keyCRL)
+	var failed error
+	for _, ca := range h.ring.Load().all() {
+		err := h.signCRL(ctx, ca, now)
+		for errors.Is(err, store.ErrConflict) { // another head, or this one for somebody else, was first
+			err = h.signCRL(ctx, ca, now)
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// lastCRL is what the newest CRL of a CA was; zero before the first.
+func (h *Head) lastCRL(ctx context.Context, ca *authority) (store.Item, *crlRecord, error) {
+	item, err := h.store.Get(ctx, prefixCRL+ca.id())
+	item.Key = prefixCRL + ca.id()
+	if err != nil || item.Revision == 0 {
+		return item, &crlRecord{}, err
+	}
+	last, err := parse[crlRecord](item)
+	return item, last, err
+}
+
+// signCRL makes the next CRL of a CA, records its number, and only then publishes it. What ended before the
+// call is on it.
+func (h *Head) signCRL(ctx context.Context, ca *authority, now time.Time) error {
+	item, last, err := h.lastCRL(ctx, ca)
 	if err != nil {
 		return err
 	}
-	last := &crlRecord{}
-	if item.Revision != 0 {
-		if last, err = parse[crlRecord](item); err != nil {
-			return err
-		}
-	}
 	next := crlRecord{Number: last.Number + 1, ThisUpdate: later(now, last.ThisUpdate)}
-	entries, err := h.endedEntries(ctx, now)
+	entries, err := h.endedEntries(ctx, ca, now)
 	if err != nil {
 		return err
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number: big.NewInt(next.Number), ThisUpdate: next.ThisUpdate, NextUpdate: next.ThisUpdate.Add(crlLife),
 		RevokedCertificateEntries: entries,
-	}, h.ca.cert, h.ca.key)
+	}, ca.cert, ca.key)
 	if err != nil {
 		return err
 	}
-	err = h.store.Commit(ctx, store.Tx{Guards: []store.Guard{item.Guard()}, Puts: []store.Put{put(keyCRL, next)}})
+	err = h.store.Commit(ctx, store.Tx{Guards: []store.Guard{item.Guard()}, Puts: []store.Put{put(item.Key, next)}})
 	if err != nil {
 		return err
 	}
 	h.signed(next.ThisUpdate)
-	return h.publishCRL(der)
+	return h.publishCRL(ca, next.Number, der)
 }
 
-func (h *Head) endedEntries(ctx context.Context, now time.Time) ([]x509.RevocationListEntry, error) {
+func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) ([]x509.RevocationListEntry, error) {
 	var entries []x509.RevocationListEntry
 	for item, err := range h.store.List(ctx, prefixEnded) {
 		if err != nil {
@@ -94,21 +122,28 @@ func (h *Head) endedEntries(ctx context.Context, now time.Time) ([]x509.Revocati
 		if err != nil {
 			return nil, err
 		}
-		if now.After(e.NotAfter) {
+		if e.CA != ca.id() || now.After(e.NotAfter.Add(keptFor)) {
 			continue
 		}
 		serial, ok := new(big.Int).SetString(item.Key[len(prefixEnded):], 16)
 		if !ok {
 			return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
 		}
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.At, ReasonCode: e.Reason})
+		entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.At, ReasonCode: int(e.Reason)})
 	}
 	return entries, nil
 }
 
 // publishCRL writes the CRL where web servers on this head can load it, and serves it.
-func (h *Head) publishCRL(der []byte) error {
-	base := filepath.Join(h.dir, "public", h.ca.id()+".crl")
+//
+// Of two that are signed at the same moment the one with the higher number stays.
+func (h *Head) publishCRL(ca *authority, number int64, der []byte) error {
+	h.publishing.Lock()
+	defer h.publishing.Unlock()
+	if number < ca.published {
+		return nil
+	}
+	base := h.crlFile(ca)
 	if err := durable.WriteFile(base, der, 0o644); err != nil {
 		return err
 	}
@@ -116,6 +151,20 @@ func (h *Head) publishCRL(der []byte) error {
 	if err := durable.WriteFile(base+".pem", text, 0o644); err != nil {
 		return err
 	}
-	h.crl.Store(&der)
-	return nil
+	ca.crl.Store(&der)
+	ca.published = number
+	return durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644)
+}
+
+// allCRLs holds the CRL of each CA, since a web server takes one file for all.
+const allCRLs = "crl.pem"
+
+func (h *Head) crlsPEM() []byte {
+	var text []byte
+	for _, ca := range h.ring.Load().all() {
+		if der := ca.crl.Load(); der != nil {
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: *der})...)
+		}
+	}
+	return text
 }

@@ -20,7 +20,7 @@ import (
 // crlNow signs a CRL and returns it as it is served, having checked what is true of each.
 func (s *site) crlNow() *x509.RevocationList {
 	s.t.Helper()
-	s.must(s.signCRL(context.Background()))
+	s.must(s.signCRLs(context.Background()))
 	return s.crlServed()
 }
 
@@ -28,9 +28,9 @@ func (s *site) crlServed() *x509.RevocationList {
 	s.t.Helper()
 	list, err := x509.ParseRevocationList(s.crlBytes())
 	s.must(err)
-	s.must(list.CheckSignatureFrom(s.ca.cert))
-	equal(s.t, "AKI", hex.EncodeToString(list.AuthorityKeyId), hex.EncodeToString(s.ca.cert.SubjectKeyId))
-	equal(s.t, "issuer", hex.EncodeToString(list.RawIssuer), hex.EncodeToString(s.ca.cert.RawSubject))
+	s.must(list.CheckSignatureFrom(s.ca().cert))
+	equal(s.t, "AKI", hex.EncodeToString(list.AuthorityKeyId), hex.EncodeToString(s.ca().cert.SubjectKeyId))
+	equal(s.t, "issuer", hex.EncodeToString(list.RawIssuer), hex.EncodeToString(s.ca().cert.RawSubject))
 	equal(s.t, "life", list.NextUpdate.Sub(list.ThisUpdate), crlLife)
 	return list
 }
@@ -56,13 +56,13 @@ func TestCRL(t *testing.T) {
 	equal(t, "first use", use(s.Head, last), "")
 	wantListed(t, s.crlNow(), unused, used)
 	for _, e := range s.crlServed().RevokedCertificateEntries {
-		if e.ReasonCode != superseded || !e.RevocationTime.Equal(noon.Truncate(time.Second)) {
+		if e.ReasonCode != int(superseded) || !e.RevocationTime.Equal(noon.Truncate(time.Second)) {
 			t.Errorf("entry %x: reason %d at %v", e.SerialNumber, e.ReasonCode, e.RevocationTime)
 		}
 	}
 	s.restart()
 	wantListed(t, s.crlServed(), unused, used)
-	s.clock.move(nodeLife + 2*time.Second)
+	s.clock.move(nodeLife + keptFor + 2*time.Second)
 	wantListed(t, s.crlNow()) // both have expired
 }
 
@@ -100,7 +100,7 @@ func TestCRLNeverGoesBack(t *testing.T) {
 	}
 	other, err := s.another()
 	s.must(err)
-	der := *other.crl.Load()
+	der := *other.ca().crl.Load()
 	list, err := x509.ParseRevocationList(der)
 	s.must(err)
 	if list.Number.Cmp(s.crlServed().Number) <= 0 {
@@ -135,26 +135,27 @@ func TestCRLIsDueWhenACertificateEnds(t *testing.T) {
 
 // TestCRLIsNotSignedWithoutItsEntries: an entry that cannot be read must not fall off the list.
 func TestCRLIsNotSignedWithoutItsEntries(t *testing.T) {
+	s := newSite(t)
+	id, before := s.ca().id(), s.crlBytes()
 	for _, bad := range []store.Put{
-		{Key: prefixEnded + "no-serial", Value: []byte(`{"at":"2026-06-01T12:00:00Z","reason":4,"not_after":"2027-06-01T12:00:00Z"}`)},
+		{Key: prefixEnded + "no-serial", Value: []byte(`{"ca":"` + id + `","at":"2026-06-01T12:00:00Z","reason":4,"not_after":"2027-06-01T12:00:00Z"}`)},
 		{Key: prefixEnded + "0a", Value: []byte("{")},
 	} {
-		s := newSite(t)
-		before := s.crlBytes()
 		s.must(s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{bad}}))
-		if err := s.signCRL(context.Background()); err == nil {
+		if err := s.signCRLs(context.Background()); err == nil {
 			t.Errorf("%s: signed", bad.Key)
 		}
 		if !bytes.Equal(s.crlBytes(), before) {
 			t.Errorf("%s: another CRL is served", bad.Key)
 		}
+		s.must(s.store.Commit(context.Background(), store.Tx{Deletes: []string{bad.Key}}))
 	}
 }
 
 // TestCRLFiles: web servers on the head load the same CRL, as DER and as PEM.
 func TestCRLFiles(t *testing.T) {
 	s := newSite(t)
-	base := filepath.Join(s.dir, "public", s.ca.id()+".crl")
+	base := filepath.Join(s.dir, "public", s.ca().id()+".crl")
 	der, err := os.ReadFile(base)
 	s.must(err)
 	text, err := os.ReadFile(base + ".pem")
@@ -180,7 +181,7 @@ func TestOpenSSLTakesTheCRL(t *testing.T) {
 		s.must(os.WriteFile(path, certificatePEM(der), 0o600))
 		return path
 	}
-	ca, crl := file("ca.pem", s.ca.cert.Raw), filepath.Join(s.dir, "public", s.ca.id()+".crl.pem")
+	ca, crl := file("ca.pem", s.ca().cert.Raw), filepath.Join(s.dir, "public", s.ca().id()+".crl.pem")
 	openssl := func(args ...string) ([]byte, error) { return exec.Command("openssl", args...).CombinedOutput() }
 
 	out, err := openssl("crl", "-in", crl, "-CAfile", ca, "-verify", "-noout")

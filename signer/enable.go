@@ -22,9 +22,12 @@ type EnableRequest struct {
 	For   time.Duration `json:"for"`
 	Level wire.Level    `json:"level,omitempty"` // at least; empty: what an open grant asks for, else tofu
 	EK    string        `json:"ek,omitempty"`    // fingerprint to pin; for one node only
+	Again bool          `json:"again,omitempty"` // revoked nodes too
 	DNS   []string      `json:"dns,omitempty"`
 	IP    []string      `json:"ip,omitempty"`
 }
+
+const changedSchema = "muster.changed/v1"
 
 // Changed is what a change did: every node named is in exactly one of the lists, each folded.
 type Changed struct {
@@ -36,6 +39,7 @@ type Changed struct {
 	Extended  string    `json:"extended,omitempty"` // had an open grant, which stays open longer now
 	Kept      string    `json:"kept,omitempty"`     // had an open grant, which stays open as long as before
 	Closed    string    `json:"closed,omitempty"`   // by disable
+	Revoked   string    `json:"revoked,omitempty"`
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
 }
@@ -43,9 +47,9 @@ type Changed struct {
 // MaxWindow bounds how long a grant may wait: an open one is a door.
 const MaxWindow = 30 * 24 * time.Hour
 
-// perTx is how many nodes one transaction changes: each takes a put and an event of store.MaxOps. The
-// guard and put of --ek come with one node only.
-const perTx = 60
+// perTx is how many nodes one transaction changes: each takes six of store.MaxOps at most, which is what revoke
+// writes: the slot, an end and a bar for each of two certificates, and an event.
+const perTx = 21
 
 func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) (any, error) {
 	if err := req.check(); err != nil {
@@ -118,8 +122,8 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 			return nil, owner, err
 		}
 	}
-	if s.Revoked {
-		return nil, owner, adminError(KindPolicy, "", "%s is revoked", name)
+	if s.Revoked && !req.Again {
+		return nil, owner, adminError(KindPolicy, "muster certs enable --again -i "+name+" lets it enrol again, with another key", "%s is revoked", name)
 	}
 	ek := req.EK
 	if ek == "" {
@@ -160,6 +164,9 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		e.what = opened
 	}
 	s, until := &e.slot, now.Add(req.For).UTC()
+	if s.Revoked { // what it had has ended, and is on record as that
+		s.Revoked, s.Cert, s.Old, s.Grant = false, nil, nil, nil
+	}
 	if s.open(now) {
 		e.what = extended
 		g := *s.Grant
@@ -236,6 +243,7 @@ const (
 	extended
 	kept
 	closed
+	revoked
 )
 
 // change edits the records of names, some in each transaction. A record that somebody else changes
@@ -297,11 +305,21 @@ func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.I
 	}
 }
 
+// changeOne edits the record of one node.
+func (h *Head) changeOne(ctx context.Context, name string, one func(store.Item) (edit, error)) (*Changed, error) {
+	edits, err := h.changeChunk(ctx, []string{name}, one)
+	did := map[outcome][]string{}
+	for _, e := range edits {
+		did[e.what] = []string{name}
+	}
+	return changed([]string{name}, did), err
+}
+
 func changed(names []string, did map[outcome][]string) *Changed {
 	return &Changed{
-		Schema: "muster.changed/v1", Nodes: fold(names), Count: len(names),
+		Schema: changedSchema, Nodes: fold(names), Count: len(names),
 		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]), Kept: fold(did[kept]),
-		Closed: fold(did[closed]), Unchanged: fold(did[unchanged]),
+		Closed: fold(did[closed]), Revoked: fold(did[revoked]), Unchanged: fold(did[unchanged]),
 	}
 }
 

@@ -69,6 +69,9 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 	if stored != nil || no != nil {
 		return stored, no
 	}
+	if bound.barred.Revision != 0 {
+		return nil, refuse(wire.KeyBarred, whyKeyBarred, "the key %s was revoked with a certificate of %s", at.Key(), bound.barred.Value)
+	}
 	if no := h.maySign(now); no != nil {
 		return nil, no
 	}
@@ -79,11 +82,12 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 	}
 	failpoint("signed")
 	err = h.store.Commit(ctx, store.Tx{
-		Guards: []store.Guard{item.Guard(), bound.ek.Guard(), bound.key.Guard()},
+		Guards: []store.Guard{item.Guard(), bound.ek.Guard(), bound.key.Guard(), bound.barred.Guard()},
 		Puts: append(s.ending(now),
 			put(item.Key, s.with(cert, at.EK())),
 			store.Put{Key: bound.ek.Key, Value: []byte(s.Node)},
 			store.Put{Key: bound.key.Key, Value: []byte(s.Node)},
+			put(prefixCert+cert.Serial, certRecord{Class: classNode, Name: s.Node, CA: cert.CA, NotAfter: cert.NotAfter}),
 		),
 		Events: []store.Event{event(now, "issue", s.Node, map[string]string{
 			"serial": cert.Serial, "ek": at.EK(), "key": at.Key(), "level": string(at.Level()), "grant": at.Grant(),
@@ -126,19 +130,22 @@ func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
 	return nil, no
 }
 
-// bindings are the items that say to which names an EK and a node key belong.
-type bindings struct{ ek, key store.Item }
+// bindings are the items that say to which names an EK and a node key belong, and whether the key is barred.
+type bindings struct{ ek, key, barred store.Item }
 
 // free are the bindings of a TPM that was never seen, as most that enrol are: nothing need be read to
 // guard that. Where it is wrong, the transaction conflicts, and they are read.
 func free(at *attest.Attested) bindings {
-	return bindings{store.Item{Key: prefixEK + at.EK()}, store.Item{Key: prefixKey + at.Key()}}
+	return bindings{
+		ek: store.Item{Key: prefixEK + at.EK()}, key: store.Item{Key: prefixKey + at.Key()},
+		barred: store.Item{Key: prefixBarred + at.Key()},
+	}
 }
 
-// bindings reads them; both must be free, or this slot's.
+// bindings reads them; EK and key must be free, or this slot's.
 func (h *Head) bindings(ctx context.Context, at *attest.Attested) (bindings, *refusal) {
 	b := free(at)
-	for _, item := range []*store.Item{&b.ek, &b.key} {
+	for _, item := range []*store.Item{&b.ek, &b.key, &b.barred} {
 		got, err := h.store.Get(ctx, item.Key)
 		if err != nil {
 			return b, storeRefusal(err)
@@ -173,7 +180,7 @@ func (s *slot) ending(now time.Time) []store.Put {
 	if s.Cert == nil || s.Cert.Activated {
 		return nil
 	}
-	return []store.Put{s.Cert.end(now)}
+	return []store.Put{s.Cert.end(now, superseded)}
 }
 
 // clockSlack is how far the clock may step back, as time services make it, before signing stops.

@@ -31,7 +31,7 @@ func TestEnrol(t *testing.T) {
 		t.Errorf("got state %q, time %d, chain %d", got.State, got.Time, len(got.Chain))
 	}
 	block, rest := pem.Decode([]byte(got.Bundle))
-	if block == nil || !bytes.Equal(block.Bytes, s.ca.cert.Raw) || len(rest) != 0 {
+	if block == nil || !bytes.Equal(block.Bytes, s.ca().cert.Raw) || len(rest) != 0 {
 		t.Error("the bundle is not the CA's certificate alone")
 	}
 	cert := certificate(t, got.Cert)
@@ -61,7 +61,7 @@ func TestCertificateFields(t *testing.T) {
 	c := certificate(t, s.enrol(k, "n0").Cert)
 
 	equal(t, "subject", c.Subject.String(), "CN=n0,O=Muster")
-	equal(t, "issuer", hex.EncodeToString(c.RawIssuer), hex.EncodeToString(s.ca.cert.RawSubject))
+	equal(t, "issuer", hex.EncodeToString(c.RawIssuer), hex.EncodeToString(s.ca().cert.RawSubject))
 	equal(t, "version", c.Version, 3)
 	equal(t, "key usage", c.KeyUsage, x509.KeyUsageDigitalSignature)
 	equal(t, "extended key usages", len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage), 1)
@@ -72,8 +72,8 @@ func TestCertificateFields(t *testing.T) {
 	equal(t, "URI", c.URIs[0].String(), "spiffe://hpc.example/node/n0")
 	equal(t, "DNS names", slices.Equal(c.DNSNames, []string{"n0.hpc"}), true)
 	equal(t, "addresses", len(c.IPAddresses) == 1 && c.IPAddresses[0].String() == "10.0.0.7", true)
-	equal(t, "CRL", slices.Equal(c.CRLDistributionPoints, []string{"http://head:8080/crl/" + s.ca.id() + ".crl"}), true)
-	equal(t, "authority key identifier", hex.EncodeToString(c.AuthorityKeyId), hex.EncodeToString(s.ca.cert.SubjectKeyId))
+	equal(t, "CRL", slices.Equal(c.CRLDistributionPoints, []string{"http://head:8080/crl/" + s.ca().id() + ".crl"}), true)
+	equal(t, "authority key identifier", hex.EncodeToString(c.AuthorityKeyId), hex.EncodeToString(s.ca().cert.SubjectKeyId))
 	equal(t, "not before", c.NotBefore, noon.Add(-time.Hour).Truncate(time.Second))
 	equal(t, "not after", c.NotAfter, noon.Add(90*24*time.Hour).Truncate(time.Second))
 	equal(t, "not after on record", s.record("n0").Cert.NotAfter, c.NotAfter)
@@ -93,7 +93,7 @@ func TestCertificateFields(t *testing.T) {
 			t.Errorf("extension %v, critical %v", e.Id, e.Critical)
 		}
 	}
-	if err := c.CheckSignatureFrom(s.ca.cert); err != nil {
+	if err := c.CheckSignatureFrom(s.ca().cert); err != nil {
 		t.Error(err)
 	}
 }
@@ -174,10 +174,10 @@ func TestUsualLeafFitsInNV(t *testing.T) {
 // TestLifeEndsWithTheCA: never past the CA's end, and after it nothing is signed.
 func TestLifeEndsWithTheCA(t *testing.T) {
 	s, end := newSite(t), 48*time.Hour
-	s.clock.move(s.ca.cert.NotAfter.Add(-end).Sub(noon))
+	s.clock.move(s.ca().cert.NotAfter.Add(-end).Sub(noon))
 	s.enable("n[0-1]", func(r *EnableRequest) { r.For = 2 * end })
-	if c := certificate(t, s.enrol(aChip(t).nodeKey(), "n0").Cert); !c.NotAfter.Equal(s.ca.cert.NotAfter) {
-		t.Errorf("not after: %v, the CA's is %v", c.NotAfter, s.ca.cert.NotAfter)
+	if c := certificate(t, s.enrol(aChip(t).nodeKey(), "n0").Cert); !c.NotAfter.Equal(s.ca().cert.NotAfter) {
+		t.Errorf("not after: %v, the CA's is %v", c.NotAfter, s.ca().cert.NotAfter)
 	}
 	s.clock.move(end - time.Minute)
 	answer := s.answered(aChip(t).nodeKey(), "n1")

@@ -99,7 +99,7 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 	name := s.Node
 	switch s.state(now) {
 	case StateRevoked:
-		return name + " is revoked", ""
+		return name + " is revoked", "to let it enrol again, with another key: muster certs enable --again -i " + name
 	case StateActive:
 		return fmt.Sprintf("%s is well: certificate %.8s… in use since %s, good until %s, level %s",
 			name, s.Cert.Serial, day(s.Cert.Issued), day(s.Cert.NotAfter), s.Cert.Level), ""
@@ -147,6 +147,8 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last.Addr, last.At)), enable, true
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
+	case whyKeyBarred:
+		return fmt.Sprintf("%s asked%s with a key that was revoked; an agent makes another one by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
 	case whyNotOnRecord:
 		return fmt.Sprintf("%s showed a certificate%s that is not on record: %s", name, from(last.Addr, last.At), last.Detail), enable, true
 	case whyForm, whyCSR, whyTooLarge:

@@ -26,7 +26,7 @@ func (s *site) public(path string) reply {
 
 func (s *site) crlBytes() []byte {
 	s.t.Helper()
-	r := s.public(crlPath(s.ca.id()))
+	r := s.public(crlPath(s.ca().id()))
 	if r.status != http.StatusOK || r.header.Get("Content-Type") != "application/pkix-crl" {
 		s.t.Fatalf("CRL: got %d %v", r.status, r.header)
 	}
@@ -85,7 +85,7 @@ func (c *cannotSign) check(answer wire.EnrollRequest, why reason) {
 		c.t.Errorf("readyz: %d %s", ready.status, ready.body)
 	}
 	equal(c.t, "healthz", c.public("/healthz").status, http.StatusOK)
-	if err := c.signCRL(context.Background()); err == nil {
+	if err := c.signCRLs(context.Background()); err == nil {
 		c.t.Errorf("a CRL was signed")
 	}
 	if !bytes.Equal(c.crlBytes(), crl) {
@@ -99,7 +99,7 @@ func (c *cannotSign) recovered() {
 	c.enrol(c.want, "n1")
 	equal(c.t, "readyz", c.public("/readyz").status, http.StatusOK)
 	equal(c.t, "first use", use(c.Head, certificate(c.t, c.cert)), "")
-	c.must(c.signCRL(context.Background()))
+	c.must(c.signCRLs(context.Background()))
 }
 
 func TestClockBeforeItsFloor(t *testing.T) {
@@ -145,7 +145,7 @@ func TestFloorSurvivesARestart(t *testing.T) {
 func TestFloorIsThatOfTheLastSignature(t *testing.T) {
 	s := newSite(t)
 	s.clock.move(24 * time.Hour)
-	s.must(s.signCRL(context.Background()))
+	s.must(s.signCRLs(context.Background()))
 	equal(t, "floor", s.floor.Load(), s.clock.now().Unix())
 	s.clock.move(24 * time.Hour)
 	s.enable("n0")
@@ -170,7 +170,7 @@ func TestStoreCannotWrite(t *testing.T) {
 			started, err := c.another()
 			c.must(err)
 			w := httptest.NewRecorder()
-			started.PublicHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, crlPath(s.ca.id()), nil))
+			started.PublicHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, crlPath(s.ca().id()), nil))
 			equal(t, "CRL after a start", w.Code, http.StatusOK)
 			f.fail = nil
 			c.clock.move(time.Second) // for so long readyz believes what it found

@@ -65,18 +65,19 @@ type Head struct {
 	gates    []*gate // of the listeners
 
 	cluster  cluster
-	ca       *authority
+	ring     atomic.Pointer[ring]
 	bundle   string // PEM: what nodes trust
 	verifier attest.Verifier
 	floor    atomic.Int64 // Unix seconds of the last record: the clock may not be before
 	server   atomic.Pointer[tls.Certificate]
-	crl      atomic.Pointer[[]byte] // DER
 	crlAsked chan struct{}
-	working  chan struct{} // a token for each request that does public-key work
-	seen     *sightings
-	refusals *throttle
-	reports  *reportLimit
-	writable probe
+
+	publishing sync.Mutex    // of CRLs
+	working    chan struct{} // a token for each request that does public-key work
+	seen       *sightings
+	refusals   *throttle
+	reports    *reportLimit
+	writable   probe
 }
 
 // Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised. Where it fails
@@ -98,7 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		h.log = slog.New(slog.DiscardHandler)
 	}
 	loadCA := func(context.Context) error { return h.loadCA(cfg.Passphrase) }
-	for _, load := range []func(context.Context) error{h.loadCluster, loadCA, h.loadEpochs, h.loadFloor, h.loadCRL} {
+	for _, load := range []func(context.Context) error{h.loadCluster, loadCA, h.loadEpochs, h.loadFloor, h.loadCRLs} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}
@@ -109,7 +110,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	// A head that cannot sign still starts: it serves the last CRL and the administrator, and tries
 	// again (I8).
 	h.try("server certificate not made", h.renewServer(ctx))
-	h.try("CRL not signed", h.signCRL(ctx))
+	h.try("CRL not signed", h.signCRLs(ctx))
 	return h, nil
 }
 
@@ -153,7 +154,7 @@ func (h *Head) setPublicURL(cfg Config) error {
 }
 
 // Pin is what nodes trust this head by.
-func (h *Head) Pin() string { return h.ca.pin() }
+func (h *Head) Pin() string { return h.ca().pin() }
 
 // Cluster is the cluster's name.
 func (h *Head) Cluster() string { return h.cluster.Name }
@@ -167,13 +168,15 @@ func (h *Head) loadCA(passphrase Passphrase) error {
 	if err != nil {
 		return err
 	}
-	if h.ca, err = parseAuthority(cert, key, passphrase); err != nil {
+	ca, err := parseAuthority(cert, key, passphrase)
+	if err != nil {
 		return err
 	}
+	h.ring.Store(&ring{active: ca})
 	if len(passphrase) > 0 && !isEncrypted(key) {
 		h.log.Warn("the CA's key is not encrypted: its passphrase protects nothing", "event", journal.SettingIgnored, "setting", "ca-passphrase")
 	}
-	h.bundle = string(certificatePEM(h.ca.cert.Raw))
+	h.bundle = string(certificatePEM(ca.cert.Raw))
 	return nil
 }
 
@@ -189,7 +192,7 @@ func (h *Head) loadEpochs(context.Context) error {
 // loadFloor finds the last moment on record: the last entry's, or the CRL's where that is later, as
 // it is when entries were made by a clock that is back. A damaged last entry must not stop the head.
 func (h *Head) loadFloor(ctx context.Context) error {
-	h.floor.Store(h.ca.cert.NotBefore.Unix())
+	h.floor.Store(h.ca().cert.NotBefore.Unix())
 	tail, err := h.store.Tail(ctx)
 	if err != nil {
 		return err
@@ -201,28 +204,29 @@ func (h *Head) loadFloor(ctx context.Context) error {
 		}
 		h.signed(last.Time)
 	}
-	item, err := h.store.Get(ctx, keyCRL)
-	if err != nil || item.Revision == 0 {
-		return err
+	for _, ca := range h.ring.Load().all() {
+		_, last, err := h.lastCRL(ctx, ca)
+		if err != nil {
+			return err
+		}
+		h.signed(last.ThisUpdate)
 	}
-	crl, err := parse[crlRecord](item)
-	if err != nil {
-		return err
-	}
-	h.signed(crl.ThisUpdate)
 	return nil
 }
 
-// loadCRL serves the CRL of the last run until there is a newer one.
-func (h *Head) loadCRL(context.Context) error {
-	der, err := os.ReadFile(filepath.Join(h.dir, "public", h.ca.id()+".crl"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+// loadCRLs serves the CRLs of the last run until there are newer ones.
+func (h *Head) loadCRLs(context.Context) error {
+	for _, ca := range h.ring.Load().all() {
+		der, err := os.ReadFile(h.crlFile(ca))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ca.crl.Store(&der)
 	}
-	if err == nil {
-		h.crl.Store(&der)
-	}
-	return err
+	return nil
 }
 
 // renewServer makes the key and certificate with which this process serves. The key is never on a
@@ -236,20 +240,23 @@ func (h *Head) renewServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cert, err := h.certifyHead(key.Public(), now)
+	ca := h.ca()
+	cert, err := h.certifyHead(ca, key.Public(), now)
 	if err != nil {
 		return err
 	}
 	serial := serialHex(cert.SerialNumber)
 	err = h.store.Commit(ctx, store.Tx{
-		Puts:   []store.Put{{Key: prefixHead + serial, Value: cert.Raw}},
+		Puts: []store.Put{put(prefixCert+serial, certRecord{
+			Class: classHead, Name: cert.Subject.CommonName, CA: ca.id(), NotAfter: cert.NotAfter.UTC(), DER: cert.Raw,
+		})},
 		Events: []store.Event{event(now, "head-cert", "", map[string]string{"serial": serial})},
 	})
 	if err != nil {
 		return err
 	}
 	// The root goes along: a node that knows only its hash finds it here.
-	h.server.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw, h.ca.cert.Raw}, PrivateKey: key, Leaf: cert})
+	h.server.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw, ca.cert.Raw}, PrivateKey: key, Leaf: cert})
 	h.signed(now)
 	return nil
 }
@@ -277,9 +284,10 @@ func (h *Head) tend(ctx context.Context) error {
 		}
 		if crl || !now.Before(crlAt) {
 			crlAt = now // until it is signed, each tick tries
-			if h.try("CRL not signed", h.signCRL(ctx)) {
+			if h.try("CRL not signed", h.signCRLs(ctx)) {
 				crlAt = now.Add(crlEvery)
 			}
+			h.try("records of what is long over not removed", h.prune(ctx, now))
 		}
 	}
 }

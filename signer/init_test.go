@@ -118,7 +118,7 @@ func TestInitOnce(t *testing.T) {
 }
 
 func TestCA(t *testing.T) {
-	c := newSite(t).ca.cert
+	c := newSite(t).ca().cert
 	equal(t, "CA", c.IsCA && c.BasicConstraintsValid, true)
 	equal(t, "key usage", c.KeyUsage, x509.KeyUsageCertSign|x509.KeyUsageCRLSign)
 	equal(t, "life", c.NotAfter.Sub(noon.Truncate(time.Second)), caLife)

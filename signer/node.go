@@ -214,12 +214,12 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 func onlyKnown(mux *http.ServeMux, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log.Debug("request", "method", r.Method, "path", r.URL.Path, "addr", r.RemoteAddr)
-		handler, pattern := mux.Handler(r)
+		_, pattern := mux.Handler(r)
 		if pattern == "" || r.URL.RawQuery != "" || r.URL.ForceQuery || path.Clean(r.URL.Path) != r.URL.EscapedPath() {
 			w.Header().Set("Connection", "close")
 			writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})
 			return
 		}
-		handler.ServeHTTP(w, r)
+		mux.ServeHTTP(w, r)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,14 +16,20 @@ import (
 // and whether this head is well. It goes on when the store has failed (I8).
 func (h *Head) PublicHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+crlPath(h.ca.id()), h.serveCRL)
+	mux.HandleFunc("GET /crl/{file}", h.serveCRL)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", h.serveReady)
 	return onlyKnown(mux, h.log)
 }
 
-func (h *Head) serveCRL(w http.ResponseWriter, _ *http.Request) {
-	der := h.crl.Load()
+func (h *Head) serveCRL(w http.ResponseWriter, r *http.Request) {
+	id, ok := strings.CutSuffix(r.PathValue("file"), crlSuffix)
+	ca := h.ring.Load().byID(id)
+	if !ok || ca == nil {
+		http.Error(w, "no CRL of that name", http.StatusNotFound)
+		return
+	}
+	der := ca.crl.Load()
 	if der == nil {
 		http.Error(w, "no CRL yet", http.StatusServiceUnavailable)
 		return

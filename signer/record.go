@@ -12,14 +12,33 @@ import (
 // Keys of the store. A name, an EK and a node key each belong to at most one another; the bindings
 // stand under keys of their own so that one transaction can guard all three.
 const (
-	keyCluster  = "cluster"
-	keyCRL      = "crl"
-	prefixSlot  = "slot/"
-	prefixEK    = "ek/"    // + fingerprint of an EK -> node name
-	prefixKey   = "key/"   // + fingerprint of a node key -> node name
-	prefixHead  = "head/"  // + serial of a head certificate -> its DER
-	prefixEnded = "ended/" // + serial -> why and when a certificate ended before its time
+	keyCluster   = "cluster"
+	prefixSlot   = "slot/"
+	prefixEK     = "ek/"     // + fingerprint of an EK -> node name
+	prefixKey    = "key/"    // + fingerprint of a node key -> node name
+	prefixCert   = "cert/"   // + serial of a certificate that was signed -> certRecord
+	prefixEnded  = "ended/"  // + serial -> why and when a certificate ended before its time
+	prefixBarred = "barred/" // + fingerprint of a key that was revoked -> the name that had it
+	prefixCRL    = "crl/"    // + id of a CA -> crlRecord
 )
+
+// class is what a certificate is for. Only a node's has a slot.
+type class string
+
+const (
+	classNode class = "node"
+	classHead class = "head"
+)
+
+// certRecord is known of each certificate from the moment it is signed until it is long over: a serial number
+// that is not here was not signed by this cluster, or by a past of it that the store has lost.
+type certRecord struct {
+	Class    class     `json:"class"`
+	Name     string    `json:"name"`
+	CA       string    `json:"ca"` // id of the CA that signed it
+	NotAfter time.Time `json:"not_after"`
+	DER      []byte    `json:"der,omitempty"` // where no other record has it
+}
 
 // cluster is what `muster init` decided, once.
 type cluster struct {
@@ -52,7 +71,7 @@ type slot struct {
 	EK       string   `json:"ek,omitempty"`     // fingerprint; bound by enrolment, or pinned
 	Pinned   bool     `json:"pinned,omitempty"` // the administrator recorded EK
 	Disabled bool     `json:"disabled,omitempty"`
-	Revoked  bool     `json:"revoked,omitempty"`
+	Revoked  bool     `json:"revoked,omitempty"` // until `enable --again`
 	DNS      []string `json:"dns,omitempty"`
 	IP       []string `json:"ip,omitempty"`
 	Grant    *grant   `json:"grant,omitempty"`
@@ -74,6 +93,7 @@ type grant struct {
 type issued struct {
 	DER       []byte     `json:"der"`
 	Serial    string     `json:"serial"` // lower-case hex
+	CA        string     `json:"ca"`     // id of the CA that signed it
 	Key       string     `json:"key"`    // fingerprint of the node key
 	Level     wire.Level `json:"level"`
 	Issued    time.Time  `json:"issued"`

@@ -39,7 +39,7 @@ func (s *site) secrets() map[string][]byte {
 			all[form] = text
 		}
 	}
-	scalar, err := s.ca.key.(*ecdsa.PrivateKey).Bytes()
+	scalar, err := s.ca().key.(*ecdsa.PrivateKey).Bytes()
 	s.must(err)
 	add("CA key", scalar)
 	all["CA key, decimal number"] = []byte(new(big.Int).SetBytes(scalar).String())
@@ -102,13 +102,13 @@ func TestNoSecretGetsOut(t *testing.T) {
 		secrets[form] = text
 	}
 	s.restart()
-	s.must(s.signCRL(context.Background()))
+	s.must(s.signCRLs(context.Background()))
 	s.Head.log.Error("as a careless hand may write it", "head", s.Head.verifier, "epochs", s.verifier.Epochs, "err", fmt.Errorf("%+v", s.verifier))
 	s.must(s.Head.store.Close())
 
 	places := map[string][]byte{
 		"the log": s.log.Bytes(), "an answer": answers.Bytes(), "the store": s.file("store.db"),
-		"the CRL": *s.crl.Load(), "public/ca.pem": s.file("public/ca.pem"), "ca/ca.pem": s.file(caCertFile),
+		"the CRL": *s.ca().crl.Load(), "public/ca.pem": s.file("public/ca.pem"), "ca/ca.pem": s.file(caCertFile),
 	}
 	for place, content := range places {
 		if len(content) == 0 {
@@ -133,7 +133,7 @@ func TestFileModes(t *testing.T) {
 	s := newSite(t)
 	for name, want := range map[string]os.FileMode{
 		"ca": 0o700, caKeyFile: 0o600, epochFile: 0o600, caCertFile: 0o644, "public": 0o755, "public/ca.pem": 0o644,
-		"public/" + s.ca.id() + ".crl": 0o644,
+		"public/" + s.ca().id() + ".crl": 0o644,
 	} {
 		info, err := os.Stat(filepath.Join(s.dir, name))
 		s.must(err)

@@ -82,7 +82,7 @@ func (h *Head) activate(ctx context.Context, item store.Item, s *slot, now time.
 		Events: []store.Event{event(now, "active", s.Node, map[string]string{"serial": cert.Serial})},
 	}
 	if s.Old != nil {
-		tx.Puts = append(tx.Puts, s.Old.end(now))
+		tx.Puts = append(tx.Puts, s.Old.end(now, superseded))
 	}
 	if err := h.store.Commit(ctx, tx); err != nil {
 		return err

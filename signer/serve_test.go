@@ -60,7 +60,7 @@ func (s *site) serve(t *testing.T) *door {
 // tls is how a node connects, with a certificate or without.
 func (d *door) tls(cert []byte, key crypto.Signer) *tls.Config {
 	roots := x509.NewCertPool()
-	roots.AddCert(d.ca.cert)
+	roots.AddCert(d.ca().cert)
 	cfg := &tls.Config{RootCAs: roots, ServerName: "head", Time: d.clock.now}
 	if cert != nil {
 		cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}
@@ -208,12 +208,12 @@ func TestForeignCertificates(t *testing.T) {
 	for name, foreign := range map[string][]byte{
 		"none":                        nil,
 		"self-signed":                 softCA(t, named(real.SerialNumber), named(real.SerialNumber), soft.Public(), soft),
-		"of the CA, same serial":      softCA(t, named(real.SerialNumber), s.ca.cert, soft.Public(), s.ca.key),
-		"of the CA, another serial":   softCA(t, named(big.NewInt(1)), s.ca.cert, soft.Public(), s.ca.key),
-		"of the CA, no name":          softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1)}, s.ca.cert, soft.Public(), s.ca.key),
-		"of the CA, an endless name":  softCA(t, long, s.ca.cert, soft.Public(), s.ca.key),
-		"of the CA, an unknown name":  softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n9"}}, s.ca.cert, soft.Public(), s.ca.key),
-		"of the CA, a path in a name": softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "../cluster"}}, s.ca.cert, soft.Public(), s.ca.key),
+		"of the CA, same serial":      softCA(t, named(real.SerialNumber), s.ca().cert, soft.Public(), s.ca().key),
+		"of the CA, another serial":   softCA(t, named(big.NewInt(1)), s.ca().cert, soft.Public(), s.ca().key),
+		"of the CA, no name":          softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1)}, s.ca().cert, soft.Public(), s.ca().key),
+		"of the CA, an endless name":  softCA(t, long, s.ca().cert, soft.Public(), s.ca().key),
+		"of the CA, an unknown name":  softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "n9"}}, s.ca().cert, soft.Public(), s.ca().key),
+		"of the CA, a path in a name": softCA(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "../cluster"}}, s.ca().cert, soft.Public(), s.ca().key),
 	} {
 		r := d.client(t, foreign, soft).get(wire.PathSelf)
 		refusedWith(t, r, wire.NotEnabled)
@@ -293,7 +293,7 @@ func TestTLS(t *testing.T) {
 	}
 	state := d.dial(t, d.tls(nil, nil)).ConnectionState()
 	leaf := state.PeerCertificates[0]
-	if state.Version != tls.VersionTLS13 || len(state.PeerCertificates) != 2 || !state.PeerCertificates[1].Equal(d.ca.cert) {
+	if state.Version != tls.VersionTLS13 || len(state.PeerCertificates) != 2 || !state.PeerCertificates[1].Equal(d.ca().cert) {
 		t.Errorf("version %#x, %d certificates", state.Version, len(state.PeerCertificates))
 	}
 	if len(leaf.UnknownExtKeyUsage) != 1 || !leaf.UnknownExtKeyUsage[0].Equal(wire.HeadEKU) || leaf.NotAfter.Sub(noon) > headLife {
@@ -304,8 +304,9 @@ func TestTLS(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	item, err := d.store.Get(context.Background(), prefixHead+serialHex(leaf.SerialNumber))
-	if err != nil || !bytes.Equal(item.Value, leaf.Raw) {
+	item, err := d.store.Get(context.Background(), prefixCert+serialHex(leaf.SerialNumber))
+	d.must(err)
+	if rec, err := parse[certRecord](item); err != nil || !bytes.Equal(rec.DER, leaf.Raw) || rec.Class != classHead {
 		t.Errorf("the head's certificate is not on record: %v", err)
 	}
 }
@@ -316,7 +317,7 @@ func TestNodeCertificateIsNoHead(t *testing.T) {
 	s.enable("n0", func(r *EnableRequest) { r.DNS = []string{"head"} })
 	c := certificate(t, s.enrol(k, "n0").Cert)
 	roots := x509.NewCertPool()
-	roots.AddCert(s.ca.cert)
+	roots.AddCert(s.ca().cert)
 	_, err := c.Verify(x509.VerifyOptions{Roots: roots, DNSName: "head", CurrentTime: noon, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	if err == nil || len(c.UnknownExtKeyUsage) != 0 {
 		t.Errorf("verifies as a server: %v, %v", err, c.UnknownExtKeyUsage)
@@ -443,7 +444,7 @@ func TestUnknownPathsAndVerbs(t *testing.T) {
 func TestBundle(t *testing.T) {
 	d := newSite(t).serve(t)
 	r := d.client(t, nil, nil).get(wire.PathBundle)
-	if r.status != http.StatusOK || string(r.body) != string(certificatePEM(d.ca.cert.Raw)) {
+	if r.status != http.StatusOK || string(r.body) != string(certificatePEM(d.ca().cert.Raw)) {
 		t.Errorf("got %d %s", r.status, r.body)
 	}
 }

@@ -15,6 +15,7 @@ import (
 // certify makes the certificate of a node whose key has been attested. The key comes from the
 // proof, everything else from the record s and the cluster (I4); nothing comes from the CSR.
 func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, error) {
+	ca := h.ca()
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: s.Node, Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
@@ -22,30 +23,30 @@ func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, er
 		DNSNames:              s.DNS,
 		URIs:                  []*url.URL{h.spiffe("node", s.Node)},
 		Policies:              at.Level().Policies(),
-		CRLDistributionPoints: []string{h.crlURL()},
+		CRLDistributionPoints: []string{h.crlURL(ca)},
 	}
 	for _, ip := range s.IP {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
 	}
-	der, err := h.ca.sign(tmpl, at.PublicKey(), nodeLife, now)
+	der, err := ca.sign(tmpl, at.PublicKey(), nodeLife, now)
 	if err != nil {
 		return nil, err
 	}
 	return &issued{
-		DER: der, Serial: serialHex(tmpl.SerialNumber), Key: at.Key(), Level: at.Level(),
+		DER: der, Serial: serialHex(tmpl.SerialNumber), CA: ca.id(), Key: at.Key(), Level: at.Level(),
 		Issued: now.UTC(), NotAfter: tmpl.NotAfter.UTC().Truncate(time.Second),
 	}, nil
 }
 
 // certifyHead makes a certificate that may play the head.
-func (h *Head) certifyHead(pub any, now time.Time) (*x509.Certificate, error) {
+func (h *Head) certifyHead(ca *authority, pub any, now time.Time) (*x509.Certificate, error) {
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: h.cluster.Hosts[0], Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		UnknownExtKeyUsage:    headEKU,
 		URIs:                  []*url.URL{h.spiffe("head", h.cluster.Hosts[0])},
-		CRLDistributionPoints: []string{h.crlURL()},
+		CRLDistributionPoints: []string{h.crlURL(ca)},
 	}
 	for _, host := range h.cluster.Hosts {
 		if ip := net.ParseIP(host); ip != nil {
@@ -54,7 +55,7 @@ func (h *Head) certifyHead(pub any, now time.Time) (*x509.Certificate, error) {
 			tmpl.DNSNames = append(tmpl.DNSNames, host)
 		}
 	}
-	der, err := h.ca.sign(tmpl, pub, headLife, now)
+	der, err := ca.sign(tmpl, pub, headLife, now)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +66,7 @@ func (h *Head) spiffe(class, name string) *url.URL {
 	return &url.URL{Scheme: "spiffe", Host: h.cluster.TrustDomain, Path: "/" + class + "/" + name}
 }
 
-func (h *Head) crlURL() string { return h.publicURL + crlPath(h.ca.id()) }
+func (h *Head) crlURL(ca *authority) string { return h.publicURL + crlPath(ca.id()) }
 
 // enrolled is the answer for a certificate of the record.
 func (h *Head) enrolled(c *issued, now time.Time) *wire.Enrolled {

@@ -22,7 +22,7 @@ import (
 
 func (e *env) certsCommand() *cobra.Command {
 	return group("certs", "Which nodes may enrol, and what they got",
-		e.enableCommand(), e.disableCommand(), e.listCommand(), e.showCommand())
+		e.enableCommand(), e.disableCommand(), e.revokeCommand(), e.listCommand(), e.showCommand())
 }
 
 // choice is how a command is told which nodes.
@@ -130,6 +130,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
+	f.BoolVar(&req.Again, "again", false, "let revoked nodes enrol again: with another key, and the TPM that they had")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"tofu", "pinned"}, cobra.ShellCompDirectiveNoFileComp))
 	return c

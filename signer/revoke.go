@@ -1,0 +1,207 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"muster/signer/store"
+)
+
+// crlReason is why a certificate ended before its time (RFC 5280, 5.3.1).
+type crlReason int
+
+const (
+	unspecified          crlReason = 0
+	keyCompromise        crlReason = 1
+	affiliationChanged   crlReason = 3
+	superseded           crlReason = 4
+	cessationOfOperation crlReason = 5
+	privilegeWithdrawn   crlReason = 9
+)
+
+// crlReasons are those that an administrator may give. certificateHold is not among them: what is revoked stays
+// so (I7).
+var crlReasons = map[string]crlReason{
+	"unspecified": unspecified, "keyCompromise": keyCompromise, "affiliationChanged": affiliationChanged,
+	"superseded": superseded, "cessationOfOperation": cessationOfOperation, "privilegeWithdrawn": privilegeWithdrawn,
+}
+
+// Reasons are the names that RevokeRequest takes, in order.
+func Reasons() []string { return slices.Sorted(maps.Keys(crlReasons)) }
+
+// RevokeRequest is `muster certs revoke`: of nodes, or of one certificate.
+type RevokeRequest struct {
+	IDs    []string `json:"ids,omitempty"`
+	All    bool     `json:"all,omitempty"`
+	Serial string   `json:"serial,omitempty"` // hex
+	Reason string   `json:"reason,omitempty"` // one of Reasons; empty: unspecified
+}
+
+// adminRevoke ends certificates. When it returns, each head refuses them on the next request, and the CRL
+// of this head lists them.
+func (h *Head) adminRevoke(ctx context.Context, req RevokeRequest, out *stream) (any, error) {
+	why, ok := crlReasons[req.Reason]
+	if !ok && req.Reason != "" {
+		return nil, adminError(KindUsage, "one of "+strings.Join(Reasons(), ", "), "%q is no reason for a CRL", req.Reason)
+	}
+	if req.Serial != "" {
+		return h.revokeSerial(ctx, req, why)
+	}
+	names, err := h.resolve(ctx, req.IDs, req.All, false)
+	if err != nil {
+		return nil, err
+	}
+	now := h.now()
+	done, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
+		s, err := parse[slot](item)
+		if err != nil {
+			return edit{}, err
+		}
+		return s.revoke(now, why, byWhom(ctx)), nil
+	})
+	return done, errors.Join(err, h.listRevoked(ctx))
+}
+
+// revoke closes the slot, ends its certificates and bars their keys for ever.
+func (s *slot) revoke(now time.Time, why crlReason, by string) edit {
+	if s.Revoked {
+		return edit{slot: *s, what: unchanged}
+	}
+	e := edit{slot: *s, what: revoked}
+	e.slot.Revoked, e.slot.Grant = true, nil
+	fields := map[string]string{"reason": fmt.Sprint(int(why)), "by": by}
+	keys := map[string]bool{}
+	for field, c := range map[string]*issued{"serial": s.Cert, "old": s.Old} {
+		if c == nil {
+			continue
+		}
+		fields[field] = c.Serial
+		e.tx.Puts = append(e.tx.Puts, c.end(now, why))
+		keys[c.Key] = true
+	}
+	for key := range keys {
+		e.tx.Puts = append(e.tx.Puts, store.Put{Key: prefixBarred + key, Value: []byte(s.Node)})
+	}
+	e.tx.Events = []store.Event{event(now, "revoke", s.Node, fields)}
+	return e
+}
+
+// revokeSerial ends one certificate. With a node's newest it is the node that is revoked: another
+// certificate for the same key would undo it.
+func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReason) (any, error) {
+	if len(req.IDs) > 0 || req.All {
+		return nil, adminError(KindUsage, "either --serial or -i", "--serial names a certificate, and -i nodes")
+	}
+	serial, err := readSerial(req.Serial)
+	if err != nil {
+		return nil, err
+	}
+	item, err := h.store.Get(ctx, prefixCert+serial)
+	if err != nil {
+		return nil, err
+	}
+	if item.Revision == 0 {
+		return nil, adminError(KindNone, "muster certs list -o wide", "no certificate %s is on record", serial)
+	}
+	c, err := parse[certRecord](item)
+	if err != nil {
+		return nil, err
+	}
+	now := h.now()
+	var done *Changed
+	if c.Class == classNode {
+		done, err = h.changeOne(ctx, c.Name, func(item store.Item) (edit, error) {
+			s, err := parse[slot](item)
+			if err != nil {
+				return edit{}, err
+			}
+			return s.revokeSerial(serial, now, why, byWhom(ctx)), nil
+		})
+	} else {
+		done, err = h.endOther(ctx, serial, c, now, why)
+	}
+	return done, errors.Join(err, h.listRevoked(ctx))
+}
+
+// revokeSerial ends the certificate that the node's newest replaces, or all of the node.
+func (s *slot) revokeSerial(serial string, now time.Time, why crlReason, by string) edit {
+	switch {
+	case s.Cert != nil && s.Cert.Serial == serial:
+		return s.revoke(now, why, by)
+	case s.Old == nil || s.Old.Serial != serial:
+		return edit{slot: *s, what: unchanged} // it has ended before
+	}
+	e := edit{slot: *s, what: revoked}
+	e.slot.Old = nil
+	e.tx.Puts = []store.Put{s.Old.end(now, why)}
+	e.tx.Events = []store.Event{event(now, "revoke", s.Node, map[string]string{"serial": serial, "reason": fmt.Sprint(int(why)), "by": by})}
+	return e
+}
+
+// endOther ends a certificate that is no node's.
+func (h *Head) endOther(ctx context.Context, serial string, c *certRecord, now time.Time, why crlReason) (*Changed, error) {
+	done := &Changed{Schema: changedSchema, Nodes: c.Name, Count: 1}
+	err := h.store.Commit(ctx, store.Tx{
+		Guards: []store.Guard{{Key: prefixEnded + serial}},
+		Puts:   []store.Put{put(prefixEnded+serial, ended{CA: c.CA, At: now.UTC(), Reason: why, NotAfter: c.NotAfter})},
+		Events: []store.Event{event(now, "revoke", "", map[string]string{
+			"serial": serial, "class": string(c.Class), "name": c.Name, "reason": fmt.Sprint(int(why)), "by": byWhom(ctx),
+		})},
+	})
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		done.Unchanged = c.Name
+		return done, nil
+	case err == nil:
+		done.Revoked = c.Name
+	}
+	return done, err
+}
+
+// readSerial takes a serial number as OpenSSL, browsers and this program print it.
+func readSerial(text string) (string, error) {
+	digits := strings.ToLower(strings.ReplaceAll(text, ":", ""))
+	digits = strings.TrimLeft(strings.TrimPrefix(digits, "0x"), "0")
+	if digits == "" || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return "", adminError(KindUsage, "muster certs list -o wide", "%q is not the serial number of a certificate, in hex", text)
+	}
+	return strings.Repeat("0", 32-len(digits)) + digits, nil
+}
+
+// listRevoked signs the CRL at once. The revocation stands without it: heads look at the record.
+func (h *Head) listRevoked(ctx context.Context) error {
+	err := h.signCRLs(ctx)
+	if err == nil {
+		return nil
+	}
+	h.crlDue()
+	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed: %v", err)
+}
+
+// prune removes the records of certificates that are long over.
+func (h *Head) prune(ctx context.Context, now time.Time) error {
+	var over []string
+	for item, err := range h.store.List(ctx, prefixCert) {
+		if err != nil {
+			return err
+		}
+		c, err := parse[certRecord](item)
+		if err != nil {
+			return err
+		}
+		if serial := item.Key[len(prefixCert):]; now.After(c.NotAfter.Add(keptFor)) {
+			over = append(over, prefixCert+serial, prefixEnded+serial)
+		}
+	}
+	for chunk := range slices.Chunk(over, store.MaxOps) {
+		if err := h.store.Commit(ctx, store.Tx{Deletes: chunk}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
