@@ -71,7 +71,7 @@ expect() { [ "$1" = "$2" ] || { echo "got '$2', want '$1'"; return 1; }; }
 logged() { journalctl --quiet -o cat -u "$@" | grep -q .; }
 dropin() { mkdir -p "/etc/systemd/system/$1.d"; cat >"/etc/systemd/system/$1.d/test.conf"; systemctl daemon-reload; }
 cluster() { muster init --cluster try --host localhost,127.0.0.1 "$@" >/dev/null; pin=$(openssl pkey -pubin -outform DER \
-	-in <(openssl x509 -in /var/lib/muster/ca/ca.pem -noout -pubkey) | sha256sum | cut -d' ' -f1); }
+	-in <(openssl x509 -in /var/lib/muster/public/ca.pem -noout -pubkey) | sha256sum | cut -d' ' -f1); }
 node() { mkdir -p /etc/muster; printf '%s\n' 'head = "https://127.0.0.1:8443"' "ca = \"sha256:$pin\"" 'node = "n0"' "$@" >/etc/muster/agent.toml; }
 systemd-sysusers
 systemd-tmpfiles --create --prefix=/run --prefix=/var/lib/muster

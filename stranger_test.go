@@ -103,7 +103,7 @@ func TestStrangers(t *testing.T) {
 
 func readCA(t *testing.T, h *head) (*x509.Certificate, crypto.Signer) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(h.dir, "ca/ca.pem"))
+	b, err := os.ReadFile(filepath.Join(h.dir, "public/ca.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"muster/agent/internal/tpm"
@@ -116,7 +117,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 	var k *keyError
 	switch {
 	case err == nil:
-		return b.finish(id, at, self)
+		return b.finish(ctx, id, at, self)
 	case errors.As(err, &l):
 		if offline && errors.Is(l.interrupted, context.DeadlineExceeded) {
 			return b.finishOffline(id, l)
@@ -139,7 +140,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 }
 
 // finish installs what a head has confirmed.
-func (b *boot) finish(id *identity, at *contact, self *wire.Self) (string, error) {
+func (b *boot) finish(ctx context.Context, id *identity, at *contact, self *wire.Self) (string, error) {
 	g, err := b.generation(id, at.verified.sent, at.verified.at)
 	if err != nil {
 		return "", err
@@ -148,6 +149,7 @@ func (b *boot) finish(id *identity, at *contact, self *wire.Self) (string, error
 	if err := b.install(g); err != nil {
 		return "", err
 	}
+	b.acknowledge(ctx, id, self.Ack, g.roots)
 	return fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s%s", id.node(),
 		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage(), disabledNote(self)), nil
 }
@@ -177,11 +179,7 @@ func (b *boot) generation(id *identity, sent []*x509.Certificate, at time.Time) 
 		return nil, fmt.Errorf("%w: %v", errUseless, err)
 	}
 	g := &generation{leaf: id.leaf, key: id.key, roots: b.trust.roots(sent, at)}
-	for _, c := range chain[1:] {
-		if !selfSigned(c) && c != chain[len(chain)-1] {
-			g.intermediates = append(g.intermediates, c)
-		}
-	}
+	g.intermediates = links(id.leaf, slices.Concat(chain[1:len(chain)-1], sent))
 	g.status = Status{
 		Node: id.node(), State: "issued", Serial: id.serial(), Expires: &id.leaf.NotAfter,
 		Pin: pinFor(chain, g.roots).String(), TPM: b.tpmSpec(), Storage: id.storage(),

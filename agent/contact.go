@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
+	"slices"
 	"time"
 
 	"muster/internal/wire"
@@ -56,4 +58,22 @@ func (b *boot) learn(c *client, unix int64) error {
 		return b.trust.headError(c.head().Host, err)
 	}
 	return nil
+}
+
+// acknowledge tells a head that this node trusts a CA, when the head wants to hear it and the files that were
+// just installed say so. One that hears nothing asks again at the next contact.
+func (b *boot) acknowledge(ctx context.Context, id *identity, want string, roots []*x509.Certificate) {
+	if want == "" || !slices.ContainsFunc(roots, func(c *x509.Certificate) bool { return pinOf(c).String() == want }) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, offlineAfter)
+	defer cancel()
+	c := b.client(b.present(id))
+	c.nv = id.leaf
+	defer c.close()
+	body := wire.Encode(wire.Acknowledge{V: wire.Version, CA: want})
+	var answer wire.Acknowledged
+	if err := c.call(ctx, wire.PathAck, func() ([]byte, error) { return body, nil }, &answer, wire.NotEnabled); err != nil {
+		b.log.Warn("no head could be told that this node trusts the next CA", "err", err)
+	}
 }

@@ -146,7 +146,11 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 		return "", err
 	}
 	g.status.State, g.status.Head = self.State, at.head
-	return line + disabledNote(self), b.install(g)
+	if err := b.install(g); err != nil {
+		return "", err
+	}
+	b.acknowledge(ctx, id, self.Ack, g.roots)
+	return line + disabledNote(self), nil
 }
 
 // enrollment is the state of the two legs.

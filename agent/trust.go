@@ -240,6 +240,27 @@ func (t *trust) roots(sent []*x509.Certificate, at time.Time) []*x509.Certificat
 	return found
 }
 
+// links returns what goes along with leaf, so that who trusts one CA of a rotation alone can verify it: the
+// intermediates and cross-certificates that lead from its issuer to others, among those at hand.
+func links(leaf *x509.Certificate, at []*x509.Certificate) []*x509.Certificate {
+	var found []*x509.Certificate
+	seen, names := map[string]bool{string(leaf.RawIssuer): true}, [][]byte{leaf.RawIssuer}
+	for ; len(names) > 0; names = names[1:] {
+		for _, c := range at {
+			if !c.IsCA || selfSigned(c) || !bytes.Equal(c.RawSubject, names[0]) || slices.ContainsFunc(found, c.Equal) {
+				continue
+			}
+			if seen[string(c.RawIssuer)] && len(found) > 0 {
+				continue // it leads back
+			}
+			found = append(found, c)
+			seen[string(c.RawIssuer)] = true
+			names = append(names, c.RawIssuer)
+		}
+	}
+	return found
+}
+
 // pinFor returns the pin that belongs with a node certificate in NV: of the root that issued it,
 // which after a rotation is not the one that the kernel command line still pins.
 func pinFor(chain, roots []*x509.Certificate) pin {

@@ -24,6 +24,7 @@ const (
 	AdminLog     = "/admin/log"
 	AdminCA      = "/admin/ca"
 	AdminRevoke  = "/admin/revoke"
+	AdminRotate  = "/admin/rotate"
 )
 
 // Frame is one line of an answer.
@@ -97,6 +98,7 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminLog, serveAdmin(h.adminLog))
 	mux.HandleFunc("POST "+AdminCA, serveAdmin(h.adminCA))
 	mux.HandleFunc("POST "+AdminRevoke, serveAdmin(h.adminRevoke))
+	mux.HandleFunc("POST "+AdminRotate, serveAdmin(h.adminRotate))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer
@@ -167,15 +169,42 @@ type CAView struct {
 	Cert    string    `json:"cert"` // PEM
 	Subject string    `json:"subject"`
 	Expires time.Time `json:"expires"`
-	CRL     string    `json:"crl"` // URL
+	CRL     string    `json:"crl"`               // URL
+	CAs     []CAState `json:"cas"`               // all of them, the newest first
+	Waiting string    `json:"waiting,omitempty"` // nodes that have not acknowledged the newest, folded
 }
 
-func (h *Head) adminCA(context.Context, struct{}, *stream) (any, error) {
-	ca := h.ca()
-	return CAView{
-		Schema: "muster.ca/v1", Pin: ca.pin(), Cert: h.bundle, Subject: ca.cert.Subject.String(),
+// CAState is one CA of several.
+type CAState struct {
+	ID           string    `json:"id"`
+	Role         string    `json:"role"` // active, next, retired, over, dead, burnt
+	Pin          string    `json:"pin"`
+	Since        time.Time `json:"since"`
+	Expires      time.Time `json:"expires"`
+	Certificates int       `json:"certificates"` // that are good by their dates, and were not ended one by one
+}
+
+func (h *Head) adminCA(ctx context.Context, _ struct{}, _ *stream) (any, error) {
+	ca, r, now := h.ca(), h.ring.Load(), h.now()
+	view := CAView{
+		Schema: "muster.ca/v1", Pin: ca.pin(), Cert: r.bundle(), Subject: ca.cert.Subject.String(),
 		Expires: ca.cert.NotAfter.UTC(), CRL: h.crlURL(ca),
-	}, nil
+	}
+	for _, a := range r.members {
+		n, err := h.certificatesOf(ctx, a.id(), now)
+		if err != nil {
+			return nil, err
+		}
+		view.CAs = append(view.CAs, CAState{
+			ID: a.id(), Role: string(a.role), Pin: a.pin(), Since: a.since.Truncate(time.Second), Expires: a.cert.NotAfter.UTC(), Certificates: n,
+		})
+	}
+	if r.byRole(roleNext) == nil {
+		return view, nil
+	}
+	waiting, err := h.unacknowledged(ctx, r.newest(), now)
+	view.Waiting = fold(waiting)
+	return view, err
 }
 
 // LogRequest is `muster log`.

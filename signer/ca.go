@@ -29,10 +29,26 @@ const (
 
 // authority is a CA certificate with its key.
 type authority struct {
-	cert      *x509.Certificate
-	key       crypto.Signer
-	crl       atomic.Pointer[[]byte] // the newest, DER; nil: none yet
-	published int64                  // its number, if this process made it; under Head.publishing
+	cert        *x509.Certificate
+	key         crypto.Signer // nil: it signs nothing any more
+	keyFile     string        // below ca/
+	role        role
+	since       time.Time // of the role
+	cross, back []byte    // see caMember
+	crl         *published
+}
+
+// published is the newest CRL of a CA, which it keeps through all its roles.
+type published struct {
+	der    atomic.Pointer[[]byte] // nil: none yet
+	number int64                  // if this process made it; under Head.publishing
+}
+
+// as is the same CA in another role.
+func (a *authority) as(to role, now time.Time) *authority {
+	other := *a
+	other.role, other.since = to, now.UTC()
+	return &other
 }
 
 // newAuthority makes a root CA: ECDSA P-256, 20 years. Its subject carries part of its key's
@@ -47,17 +63,10 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	tmpl := &x509.Certificate{
-		SerialNumber: newSerial(),
-		Subject: pkix.Name{
-			Organization: []string{cluster},
-			CommonName:   fmt.Sprintf("%.52s CA %x", cluster, ski[:4]), // ub-common-name is 64
-		},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(caLife),
-		IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:     x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		SubjectKeyId: ski,
-	}
+	tmpl := caTemplate(pkix.Name{
+		Organization: []string{cluster},
+		CommonName:   fmt.Sprintf("%.52s CA %x", cluster, ski[:4]), // ub-common-name is 64
+	}, ski, now.Add(-backdate), now.Add(caLife))
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		return nil, err
@@ -66,37 +75,40 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &authority{cert: cert, key: key}, nil
+	return &authority{cert: cert, key: key, role: roleActive, since: now.UTC(), crl: &published{}}, nil
 }
 
-// parseAuthority reads what marshal wrote and checks that key and certificate belong together. Errors
-// are those of parseKey, or say what is wrong.
-func parseAuthority(certPEM, keyPEM []byte, passphrase Passphrase) (*authority, error) {
-	block, _ := pem.Decode(certPEM)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, errors.New("CA certificate: not a PEM certificate")
+func caTemplate(subject pkix.Name, ski []byte, from, to time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: newSerial(), Subject: subject, SubjectKeyId: ski,
+		NotBefore: from, NotAfter: to,
+		IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("CA certificate: %v", err)
-	}
-	key, err := parseKey(keyPEM, passphrase)
-	if err != nil {
-		return nil, err
-	}
-	if len(cert.SubjectKeyId) < 8 {
-		return nil, errors.New("CA certificate: no subject key identifier of 8 bytes or more")
-	}
-	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !pub.Equal(cert.PublicKey) {
-		return nil, errors.New("CA key: not the key of the CA certificate")
-	}
-	return &authority{cert: cert, key: key}, nil
 }
 
-func (a *authority) marshal(passphrase Passphrase) (certPEM, keyPEM []byte, err error) {
-	keyPEM, err = marshalKey(a.key, passphrase)
-	return certificatePEM(a.cert.Raw), keyPEM, err
+// certifyCA makes a cross-certificate: the name and key of other under a's name. Who trusts a so trusts other, as
+// long as both would be trusted anyway.
+func (a *authority) certifyCA(other *authority) ([]byte, error) {
+	to := other.cert.NotAfter
+	if a.cert.NotAfter.Before(to) {
+		to = a.cert.NotAfter
+	}
+	tmpl := caTemplate(pkix.Name{}, other.cert.SubjectKeyId, later(a.cert.NotBefore, other.cert.NotBefore), to)
+	tmpl.RawSubject = other.cert.RawSubject
+	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, other.cert.PublicKey, a.key)
+}
+
+// check says whether key and certificate belong together.
+func (a *authority) check() error {
+	if len(a.cert.SubjectKeyId) < 8 {
+		return errors.New("CA certificate: no subject key identifier of 8 bytes or more")
+	}
+	pub, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !pub.Equal(a.cert.PublicKey) {
+		return errors.New("CA key: not the key of the CA certificate")
+	}
+	return nil
 }
 
 // id names the authority in the path of its CRL: the first 16 hex digits of its SKI.

@@ -88,7 +88,7 @@ func TestEncryptedKey(t *testing.T) {
 }
 
 // TestDamagedKey: whatever stands in the file, reading it ends, and in an error where the key is another one:
-// parseAuthority compares it with the certificate.
+// authority.check compares it with the certificate.
 func TestDamagedKey(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -114,6 +114,7 @@ func (h *Head) signCRL(ctx context.Context, ca *authority, now time.Time) error 
 
 func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) ([]x509.RevocationListEntry, error) {
 	var entries []x509.RevocationListEntry
+	listed := map[string]bool{}
 	for item, err := range h.store.List(ctx, prefixEnded) {
 		if err != nil {
 			return nil, err
@@ -130,6 +131,31 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 			return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
 		}
 		entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.At, ReasonCode: int(e.Reason)})
+		listed[serial.String()] = true
+	}
+	if h.ring.Load().lives(ca.id()) {
+		return entries, nil
+	}
+	// Of a CA that ended, all ended with it.
+	why := cessationOfOperation
+	if ca.role == roleBurnt {
+		why = caCompromise
+	}
+	for item, err := range h.store.List(ctx, prefixCert) {
+		if err != nil {
+			return nil, err
+		}
+		c, err := parse[certRecord](item)
+		if err != nil {
+			return nil, err
+		}
+		serial, ok := new(big.Int).SetString(item.Key[len(prefixCert):], 16)
+		if !ok {
+			return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
+		}
+		if c.CA == ca.id() && !now.After(c.NotAfter.Add(keptFor)) && !listed[serial.String()] {
+			entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: ca.since, ReasonCode: int(why)})
+		}
 	}
 	return entries, nil
 }
@@ -140,7 +166,7 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 func (h *Head) publishCRL(ca *authority, number int64, der []byte) error {
 	h.publishing.Lock()
 	defer h.publishing.Unlock()
-	if number < ca.published {
+	if number < ca.crl.number {
 		return nil
 	}
 	base := h.crlFile(ca)
@@ -151,8 +177,8 @@ func (h *Head) publishCRL(ca *authority, number int64, der []byte) error {
 	if err := durable.WriteFile(base+".pem", text, 0o644); err != nil {
 		return err
 	}
-	ca.crl.Store(&der)
-	ca.published = number
+	ca.crl.der.Store(&der)
+	ca.crl.number = number
 	return durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644)
 }
 
@@ -162,7 +188,7 @@ const allCRLs = "crl.pem"
 func (h *Head) crlsPEM() []byte {
 	var text []byte
 	for _, ca := range h.ring.Load().all() {
-		if der := ca.crl.Load(); der != nil {
+		if der := ca.crl.der.Load(); der != nil {
 			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: *der})...)
 		}
 	}

@@ -100,7 +100,7 @@ func TestCRLNeverGoesBack(t *testing.T) {
 	}
 	other, err := s.another()
 	s.must(err)
-	der := *other.ca().crl.Load()
+	der := *other.ca().crl.der.Load()
 	list, err := x509.ParseRevocationList(der)
 	s.must(err)
 	if list.Number.Cmp(s.crlServed().Number) <= 0 {

@@ -65,7 +65,7 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 // settle gives the stored certificate to the key that it was made for, or makes one.
 // bound is where the bindings of EK and key stand, or are believed to.
 func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, now time.Time) (*issued, *refusal) {
-	stored, no := decide(at, s, now)
+	stored, no := h.decide(at, s, now)
 	if stored != nil || no != nil {
 		return stored, no
 	}
@@ -106,7 +106,7 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 
 // decide looks at the record alone: a certificate to give again, a refusal, or neither, which means
 // that a new one may be made.
-func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
+func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
 	if s.Revoked {
 		return nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
 	}
@@ -117,7 +117,7 @@ func decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
 	for _, c := range []*issued{s.Cert, s.Old} {
 		// With an open grant a key whose level has risen since, by --ek say, gets a certificate that says so.
 		better := no == nil && c == s.Cert && c != nil && at.Level().Rank() > c.Level.Rank()
-		if c != nil && c.Key == at.Key() && now.Before(c.NotAfter) && !better {
+		if h.good(c, now) && c.Key == at.Key() && !better {
 			return c, nil
 		}
 	}

@@ -147,6 +147,8 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last.Addr, last.At)), enable, true
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
+	case whyCAEnded:
+		return fmt.Sprintf("%s showed a certificate%s of a CA that was ended; its agent gets another by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
 	case whyKeyBarred:
 		return fmt.Sprintf("%s asked%s with a key that was revoked; an agent makes another one by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
 	case whyNotOnRecord:

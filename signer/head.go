@@ -10,6 +10,7 @@
 package signer
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -54,25 +55,25 @@ type Config struct {
 
 // Head is a running head.
 type Head struct {
-	dir       string
-	store     store.Store
-	publicURL string
-	now       func() time.Time
-	log       *slog.Logger
+	dir        string
+	store      store.Store
+	publicURL  string
+	passphrase Passphrase // for the keys of the CAs that a rotation makes
+	now        func() time.Time
+	log        *slog.Logger
 
 	limiting sync.Mutex // PerAddress and Total, and gates
 	limits   Limits
 	gates    []*gate // of the listeners
 
-	cluster  cluster
-	ring     atomic.Pointer[ring]
-	bundle   string // PEM: what nodes trust
-	verifier attest.Verifier
-	floor    atomic.Int64 // Unix seconds of the last record: the clock may not be before
-	server   atomic.Pointer[tls.Certificate]
-	crlAsked chan struct{}
-
+	cluster    cluster
+	ring       atomic.Pointer[ring]
+	verifier   attest.Verifier
+	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
+	server     atomic.Pointer[tls.Certificate]
+	crlAsked   chan struct{}
 	publishing sync.Mutex    // of CRLs
+	rotating   sync.Mutex    // of the ring's successors
 	working    chan struct{} // a token for each request that does public-key work
 	seen       *sightings
 	refusals   *throttle
@@ -84,7 +85,7 @@ type Head struct {
 // (ErrNoPassphrase, ErrPassphrase, ErrPublicURL are others) nothing has changed.
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
-		dir: cfg.Dir, store: cfg.Store,
+		dir: cfg.Dir, store: cfg.Store, passphrase: cfg.Passphrase,
 		now: cfg.Now, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked: make(chan struct{}, 1),
 		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
@@ -98,8 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	loadCA := func(context.Context) error { return h.loadCA(cfg.Passphrase) }
-	for _, load := range []func(context.Context) error{h.loadCluster, loadCA, h.loadEpochs, h.loadFloor, h.loadCRLs} {
+	for _, load := range []func(context.Context) error{h.loadCluster, h.loadRing, h.loadEpochs, h.loadFloor, h.loadCRLs} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}
@@ -159,27 +159,6 @@ func (h *Head) Pin() string { return h.ca().pin() }
 // Cluster is the cluster's name.
 func (h *Head) Cluster() string { return h.cluster.Name }
 
-func (h *Head) loadCA(passphrase Passphrase) error {
-	cert, err := os.ReadFile(filepath.Join(h.dir, caCertFile))
-	if err != nil {
-		return err
-	}
-	key, err := os.ReadFile(filepath.Join(h.dir, caKeyFile))
-	if err != nil {
-		return err
-	}
-	ca, err := parseAuthority(cert, key, passphrase)
-	if err != nil {
-		return err
-	}
-	h.ring.Store(&ring{active: ca})
-	if len(passphrase) > 0 && !isEncrypted(key) {
-		h.log.Warn("the CA's key is not encrypted: its passphrase protects nothing", "event", journal.SettingIgnored, "setting", "ca-passphrase")
-	}
-	h.bundle = string(certificatePEM(ca.cert.Raw))
-	return nil
-}
-
 func (h *Head) loadEpochs(context.Context) error {
 	b, err := os.ReadFile(filepath.Join(h.dir, epochFile))
 	if err != nil {
@@ -224,7 +203,7 @@ func (h *Head) loadCRLs(context.Context) error {
 		if err != nil {
 			return err
 		}
-		ca.crl.Store(&der)
+		ca.crl.der.Store(&der)
 	}
 	return nil
 }
@@ -255,10 +234,15 @@ func (h *Head) renewServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The root goes along: a node that knows only its hash finds it here.
-	h.server.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw, ca.cert.Raw}, PrivateKey: key, Leaf: cert})
+	// The roots go along: a node that knows only a hash finds them here.
+	h.server.Store(&tls.Certificate{Certificate: append([][]byte{cert.Raw}, h.ring.Load().sent()...), PrivateKey: key, Leaf: cert})
 	h.signed(now)
 	return nil
+}
+
+// outdated says whether another CA signs now than the one that signed the server's certificate.
+func (h *Head) outdated(server *tls.Certificate) bool {
+	return !bytes.Equal(server.Leaf.AuthorityKeyId, h.ca().cert.SubjectKeyId)
 }
 
 // tend keeps what ages fresh, until ctx ends: epoch key, server certificate, CRL.
@@ -279,7 +263,7 @@ func (h *Head) tend(ctx context.Context) error {
 		if h.verifier.Epochs.Due(now) {
 			h.try("epoch key not changed", h.rotateEpoch())
 		}
-		if server := h.server.Load(); server == nil || now.After(server.Leaf.NotBefore.Add(headLife*2/3)) {
+		if server := h.server.Load(); server == nil || h.outdated(server) || now.After(server.Leaf.NotBefore.Add(headLife*2/3)) {
 			h.try("server certificate not renewed", h.renewServer(ctx))
 		}
 		if crl || !now.Before(crlAt) {
@@ -288,6 +272,7 @@ func (h *Head) tend(ctx context.Context) error {
 				crlAt = now.Add(crlEvery)
 			}
 			h.try("records of what is long over not removed", h.prune(ctx, now))
+			h.try("a CA that is over is not taken leave of", h.retire(ctx, now))
 		}
 	}
 }

@@ -19,8 +19,8 @@ import (
 
 // Files of the state directory, beside the store.
 const (
-	caCertFile = "ca/ca.pem"
-	caKeyFile  = "ca/ca.key"
+	caKeyFile  = "ca/" + firstCAKey
+	firstCAKey = "ca.key" // of the CA that init makes; its successors' are named after their ids
 	epochFile  = "epoch.key"
 )
 
@@ -102,6 +102,7 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	if err != nil {
 		return nil, err
 	}
+	ca.keyFile = firstCAKey
 	if err := writeCA(dir, ca, plan.Passphrase); err != nil {
 		return nil, err
 	}
@@ -114,7 +115,7 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	}
 	err = st.Commit(ctx, store.Tx{
 		Guards: []store.Guard{{Key: keyCluster}},
-		Puts:   []store.Put{put(keyCluster, c)},
+		Puts:   []store.Put{put(keyCluster, c), put(keyCAs, (&ring{members: []*authority{ca}}).record())},
 		Events: []store.Event{event(now, "init", "", map[string]string{"cluster": c.ID, "pin": ca.pin()})},
 	})
 	if err != nil {
@@ -124,7 +125,8 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 }
 
 func writeCA(dir string, ca *authority, passphrase Passphrase) error {
-	cert, key, err := ca.marshal(passphrase)
+	cert := certificatePEM(ca.cert.Raw)
+	key, err := marshalKey(ca.key, passphrase)
 	if err != nil {
 		return err
 	}
@@ -140,7 +142,7 @@ func writeCA(dir string, ca *authority, passphrase Passphrase) error {
 		name string
 		data []byte
 		mode os.FileMode
-	}{{caKeyFile, key, 0o600}, {caCertFile, cert, 0o644}, {"public/ca.pem", cert, 0o644}} {
+	}{{caKeyFile, key, 0o600}, {"public/ca.pem", cert, 0o644}} {
 		if err := durable.WriteFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return err
 		}

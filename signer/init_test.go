@@ -106,7 +106,7 @@ func TestInitOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if made.Pin != h.Pin() || made.Cert != h.bundle || made.Cluster != "Muster" || !strings.HasPrefix(made.Pin, "sha256:") {
+	if made.Pin != h.Pin() || made.Cert != h.ring.Load().bundle() || made.Cluster != "Muster" || !strings.HasPrefix(made.Pin, "sha256:") {
 		t.Errorf("made %+v, opened %s", made, h.Pin())
 	}
 	if _, err := Init(t.Context(), dir, st, testPlan(), noon); !errors.Is(err, store.ErrExists) {
@@ -134,17 +134,23 @@ func TestCA(t *testing.T) {
 
 // TestOpenRefuses: a head never makes up what it does not find.
 func TestOpenRefuses(t *testing.T) {
-	pemOf := func(s *site, other *authority) []byte { return certificatePEM(other.cert.Raw) }
 	for name, spoil := range map[string]func(*site) error{
-		"no CA certificate":  func(s *site) error { return os.Remove(filepath.Join(s.dir, caCertFile)) },
 		"no CA key":          func(s *site) error { return os.Remove(filepath.Join(s.dir, caKeyFile)) },
 		"no epoch key":       func(s *site) error { return os.Remove(filepath.Join(s.dir, epochFile)) },
 		"an empty CA key":    func(s *site) error { return os.WriteFile(filepath.Join(s.dir, caKeyFile), nil, 0o600) },
 		"an empty epoch key": func(s *site) error { return os.WriteFile(filepath.Join(s.dir, epochFile), nil, 0o600) },
-		"another CA's certificate": func(s *site) error {
+		"another CA's key": func(s *site) error {
 			other, err := newAuthority("Other", noon)
 			s.must(err)
-			return os.WriteFile(filepath.Join(s.dir, caCertFile), pemOf(s, other), 0o644)
+			text, err := marshalKey(other.key, nil)
+			s.must(err)
+			return os.WriteFile(filepath.Join(s.dir, caKeyFile), text, 0o600)
+		},
+		"no CA on record": func(s *site) error {
+			return s.store.Commit(context.Background(), store.Tx{Deletes: []string{keyCAs}})
+		},
+		"a damaged CA record": func(s *site) error {
+			return s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{{Key: keyCAs, Value: []byte("{}")}}})
 		},
 		"a damaged cluster record": func(s *site) error {
 			return s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{{Key: keyCluster, Value: []byte("{")}}})

@@ -36,6 +36,7 @@ func (h *Head) NodeHandler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathEnroll, serveLeg(h, h.enroll))
 	mux.HandleFunc("GET "+wire.PathSelf, h.serveSelf)
 	mux.HandleFunc("POST "+wire.PathReport, h.serveReport)
+	mux.HandleFunc("POST "+wire.PathAck, serveNode(h, h.acknowledge))
 	return onlyKnown(mux, h.log)
 }
 
@@ -67,7 +68,7 @@ func fewCertificates(cs tls.ConnectionState) error {
 
 func (h *Head) serveBundle(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/x-pem-file")
-	io.WriteString(w, h.bundle)
+	io.WriteString(w, h.ring.Load().bundle())
 }
 
 // serveLeg reads a body within its limits, runs one leg and answers.
@@ -86,6 +87,19 @@ func serveLeg[T any](h *Head, leg func(context.Context, []byte, *peer) (*T, *ref
 		}
 		h.seen.note(who.node, true, sighting{At: h.now(), Addr: who.addr, EK: who.ek, Proven: who.proven})
 		writeJSON(w, http.StatusOK, answer)
+	}
+}
+
+// serveNode is serveLeg for a node that shows its certificate.
+func serveNode[T any](h *Head, call func(context.Context, []byte, *x509.Certificate, *peer) (*T, *refusal)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		cert := clientCertificate(r)
+		serveLeg(h, func(ctx context.Context, body []byte, who *peer) (*T, *refusal) {
+			if cert == nil {
+				return nil, refuse(wire.NotEnabled, whyNotOnRecord, "no client certificate")
+			}
+			return call(ctx, body, cert, who)
+		})(w, r)
 	}
 }
 

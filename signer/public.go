@@ -29,7 +29,7 @@ func (h *Head) serveCRL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no CRL of that name", http.StatusNotFound)
 		return
 	}
-	der := ca.crl.Load()
+	der := ca.crl.der.Load()
 	if der == nil {
 		http.Error(w, "no CRL yet", http.StatusServiceUnavailable)
 		return

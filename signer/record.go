@@ -13,6 +13,7 @@ import (
 // stand under keys of their own so that one transaction can guard all three.
 const (
 	keyCluster   = "cluster"
+	keyCAs       = "ca"
 	prefixSlot   = "slot/"
 	prefixEK     = "ek/"     // + fingerprint of an EK -> node name
 	prefixKey    = "key/"    // + fingerprint of a node key -> node name
@@ -76,6 +77,7 @@ type slot struct {
 	IP       []string `json:"ip,omitempty"`
 	Grant    *grant   `json:"grant,omitempty"`
 	Cert     *issued  `json:"cert,omitempty"`
+	Acked    string   `json:"acked,omitempty"` // id of the newest CA that the node says it trusts
 	// Old is the certificate that Cert replaces; it lives until Cert is first used, so that a
 	// lost answer never locks a node out.
 	Old *issued `json:"old,omitempty"`

@@ -33,6 +33,7 @@ const (
 	whyOtherKey    reason = "other-key"     // the grant led to another key
 	whyEKTaken     reason = "ek-taken"      // the EK is bound to another name
 	whyKeyTaken    reason = "key-taken"     // the node key is bound to another name
+	whyCAEnded     reason = "ca-ended"      // the certificate\'s CA was ended with all that it signed
 	whyKeyBarred   reason = "key-barred"    // the node key was revoked
 	whyLevel       reason = "level"         // proven, but not as much as the grant asks for
 	whyStale       reason = "stale"         // an answer to no challenge that is still good

@@ -18,6 +18,7 @@ type crlReason int
 const (
 	unspecified          crlReason = 0
 	keyCompromise        crlReason = 1
+	caCompromise         crlReason = 2
 	affiliationChanged   crlReason = 3
 	superseded           crlReason = 4
 	cessationOfOperation crlReason = 5

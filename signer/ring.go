@@ -1,26 +1,231 @@
 package signer
 
-import "slices"
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
 
-// ring is the cluster's CAs: the one that signs, and the others whose certificates are about. A ring is
-// never changed: a rotation makes the next one.
-type ring struct {
-	active *authority
-	others []*authority
+	"muster/internal/durable"
+	"muster/internal/journal"
+	"muster/signer/store"
+)
+
+// role is where a CA is in its life.
+type role string
+
+const (
+	roleActive  role = "active"  // it signs
+	roleNext    role = "next"    // nodes are to know it before it signs
+	roleRetired role = "retired" // its certificates are good until they are over
+	roleOver    role = "over"    // none of its certificates is left; a node that was away long may still pin it
+	roleDead    role = "dead"    // its certificates ended with it; nodes come back along the cross-certificate
+	roleBurnt   role = "burnt"   // somebody else may have its key: as dead, and nothing may lead from it
+)
+
+// caRecord is the cluster's CAs: the newest first, which signs or is about to. Keys are in files beside the store.
+type caRecord struct {
+	Members []caMember `json:"members"`
 }
 
-// all are the ring's CAs, the one that signs first.
-func (r *ring) all() []*authority { return slices.Concat([]*authority{r.active}, r.others) }
+type caMember struct {
+	Role  role      `json:"role"`
+	Key   string    `json:"key"` // file below ca/; empty: it signs nothing any more
+	Cert  []byte    `json:"cert"`
+	Cross []byte    `json:"cross,omitempty"` // over this CA's key, by the CA before it
+	Back  []byte    `json:"back,omitempty"`  // over the key of the CA before it, by this one
+	Since time.Time `json:"since"`           // of the role
+}
+
+// ring is the cluster's CAs as they are in memory. It is never changed: a rotation makes the next one.
+type ring struct {
+	members []*authority // the newest first
+	item    store.Item   // the record that it is
+}
+
+// all are the CAs that sign something, if it is but their CRL.
+func (r *ring) all() []*authority {
+	return slices.DeleteFunc(slices.Clone(r.members), func(a *authority) bool { return a.key == nil })
+}
+
+func (r *ring) byRole(want role) *authority {
+	i := slices.IndexFunc(r.members, func(a *authority) bool { return a.role == want })
+	if i < 0 {
+		return nil
+	}
+	return r.members[i]
+}
 
 // byID is the CA of that id; nil: none of ours.
 func (r *ring) byID(id string) *authority {
+	i := slices.IndexFunc(r.members, func(a *authority) bool { return a.id() == id })
+	if i < 0 {
+		return nil
+	}
+	return r.members[i]
+}
+
+// lives says whether the CA of that id vouches for what it signed.
+func (r *ring) lives(id string) bool {
+	a := r.byID(id)
+	return a != nil && a.role != roleDead && a.role != roleBurnt
+}
+
+// bundle is what nodes are to trust, PEM: the roots of the CAs that sign, will sign, or have certificates about.
+func (r *ring) bundle() string {
+	var text []byte
 	for _, a := range r.all() {
-		if a.id() == id {
-			return a
+		if r.lives(a.id()) {
+			text = append(text, certificatePEM(a.cert.Raw)...)
 		}
+	}
+	return string(text)
+}
+
+// sent goes along with a head's certificate: each root, since a node may know only its hash, and each
+// cross-certificate. From a burnt CA nothing may lead anywhere, and nothing may lead to one that is dead.
+func (r *ring) sent() [][]byte {
+	var der [][]byte
+	for i, a := range r.members {
+		var before *authority // whose key signed a.cross
+		if i+1 < len(r.members) {
+			before = r.members[i+1]
+		}
+		if a.role != roleBurnt {
+			der = append(der, a.cert.Raw)
+		}
+		if before == nil || before.role == roleBurnt {
+			continue
+		}
+		if a.cross != nil && a.role != roleBurnt {
+			der = append(der, a.cross)
+		}
+		if a.back != nil && r.lives(before.id()) && before.role != roleOver {
+			der = append(der, a.back)
+		}
+	}
+	return der
+}
+
+// newest is the CA that every node is to know: the one that signs, or the one that will.
+func (r *ring) newest() *authority { return r.members[0] }
+
+// ca is the CA that signs now.
+func (h *Head) ca() *authority { return h.ring.Load().byRole(roleActive) }
+
+// good says whether c is a certificate that the record still gives and takes.
+func (h *Head) good(c *issued, now time.Time) bool {
+	return c != nil && now.Before(c.NotAfter) && h.ring.Load().lives(c.CA)
+}
+
+// record is the ring as the store keeps it.
+func (r *ring) record() caRecord {
+	var rec caRecord
+	for _, a := range r.members {
+		rec.Members = append(rec.Members, caMember{Role: a.role, Key: a.keyFile, Cert: a.cert.Raw, Cross: a.cross, Back: a.back, Since: a.since})
+	}
+	return rec
+}
+
+// loadRing reads the CAs on record, and the key of each that signs anything, CRLs included.
+func (h *Head) loadRing(ctx context.Context) error {
+	item, err := h.store.Get(ctx, keyCAs)
+	if err != nil {
+		return err
+	}
+	if item.Revision == 0 {
+		return fmt.Errorf("no CA is on record: %w", store.ErrDamaged)
+	}
+	rec, err := parse[caRecord](item)
+	if err != nil {
+		return err
+	}
+	r := &ring{item: item}
+	for _, m := range rec.Members {
+		a, err := h.loadMember(m)
+		if err != nil {
+			return err
+		}
+		r.members = append(r.members, a)
+	}
+	if r.byRole(roleActive) == nil {
+		return fmt.Errorf("record %s names no CA that signs: %w", keyCAs, store.ErrDamaged)
+	}
+	h.ring.Store(r)
+	h.try("public/ca.pem not written", h.publishBundle(r))
+	return nil
+}
+
+func (h *Head) loadMember(m caMember) (*authority, error) {
+	a := &authority{crl: &published{}, role: m.Role, keyFile: m.Key, cross: m.Cross, back: m.Back, since: m.Since}
+	var err error
+	if a.cert, err = x509.ParseCertificate(m.Cert); err != nil {
+		return nil, fmt.Errorf("record %s: %w", keyCAs, store.ErrDamaged)
+	}
+	if m.Key == "" {
+		return a, nil
+	}
+	text, err := os.ReadFile(h.caFile(m.Key))
+	if err != nil {
+		return nil, err
+	}
+	if a.key, err = parseKey(text, h.passphrase); err != nil {
+		return nil, err
+	}
+	if len(h.passphrase) > 0 && !isEncrypted(text) {
+		h.log.Warn("the CA's key is not encrypted: its passphrase protects nothing", "event", journal.SettingIgnored, "setting", "ca-passphrase")
+	}
+	return a, a.check()
+}
+
+func (h *Head) caFile(name string) string { return filepath.Join(h.dir, "ca", name) }
+
+// publishBundle writes what nodes are to trust where web servers on this head, and people, find it.
+func (h *Head) publishBundle(r *ring) error {
+	path := filepath.Join(h.dir, "public/ca.pem")
+	want := []byte(r.bundle())
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+		return nil
+	}
+	return durable.WriteFile(path, want, 0o644)
+}
+
+// turn makes next the ring in the place of was, on record first.
+func (h *Head) turn(ctx context.Context, was, next *ring, ev store.Event) error {
+	rec := put(keyCAs, next.record())
+	err := h.store.Commit(ctx, store.Tx{Guards: []store.Guard{was.item.Guard()}, Puts: []store.Put{rec}, Events: []store.Event{ev}})
+	if errors.Is(err, store.ErrConflict) {
+		return adminError(KindFailed, "muster ca show", "the CAs were changed meanwhile")
+	}
+	if err != nil {
+		return err
+	}
+	failpoint("turned")
+	if next.item, err = h.store.Get(ctx, keyCAs); err != nil {
+		return err
+	}
+	h.ring.Store(next)
+	h.signed(ev.Time)
+	// What follows is made from the record, and so again at each start.
+	if err := errors.Join(h.publishBundle(next), h.renewServer(ctx), h.signCRLs(ctx)); err != nil {
+		return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "done, but not all of it is out yet: %v", err)
 	}
 	return nil
 }
 
-// ca is the CA that signs now.
-func (h *Head) ca() *authority { return h.ring.Load().active }
+// with is the ring after some of its members took other roles. The others stay the same authority.
+func (r *ring) with(now time.Time, roles map[string]role) *ring {
+	next := &ring{}
+	for _, a := range r.members {
+		if to, ok := roles[a.id()]; ok {
+			a = a.as(to, now)
+		}
+		next.members = append(next.members, a)
+	}
+	return next
+}

@@ -108,7 +108,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 
 	places := map[string][]byte{
 		"the log": s.log.Bytes(), "an answer": answers.Bytes(), "the store": s.file("store.db"),
-		"the CRL": *s.ca().crl.Load(), "public/ca.pem": s.file("public/ca.pem"), "ca/ca.pem": s.file(caCertFile),
+		"the CRL": *s.ca().crl.der.Load(), "public/ca.pem": s.file("public/ca.pem"),
 	}
 	for place, content := range places {
 		if len(content) == 0 {
@@ -132,7 +132,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 func TestFileModes(t *testing.T) {
 	s := newSite(t)
 	for name, want := range map[string]os.FileMode{
-		"ca": 0o700, caKeyFile: 0o600, epochFile: 0o600, caCertFile: 0o644, "public": 0o755, "public/ca.pem": 0o644,
+		"ca": 0o700, caKeyFile: 0o600, epochFile: 0o600, "public": 0o755, "public/ca.pem": 0o644,
 		"public/" + s.ca().id() + ".crl": 0o644,
 	} {
 		info, err := os.Stat(filepath.Join(s.dir, name))

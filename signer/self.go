@@ -22,7 +22,7 @@ func (h *Head) self(ctx context.Context, cert *x509.Certificate, who *peer) (*wi
 		}
 		answer := &wire.Self{
 			Node: s.Node, Serial: c.Serial, State: string(s.state(now)), Level: c.Level,
-			Expires: c.NotAfter, Time: now.Unix(),
+			Expires: c.NotAfter, Ack: h.toAcknowledge(s), Time: now.Unix(),
 		}
 		if c.Activated {
 			return answer, nil
@@ -62,6 +62,8 @@ func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, 
 		switch {
 		case s.Revoked:
 			return item, nil, nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
+		case !h.ring.Load().lives(c.CA):
+			return item, nil, nil, refuse(wire.NotEnabled, whyCAEnded, "the CA %s was ended with all that it signed", c.CA)
 		case !now.Before(c.NotAfter):
 			return item, nil, nil, refuse(wire.NotEnabled, whyExpired, "the certificate of %s is over", s.Node)
 		}

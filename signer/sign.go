@@ -74,7 +74,7 @@ func (h *Head) enrolled(c *issued, now time.Time) *wire.Enrolled {
 	if c.Activated {
 		state = StateActive
 	}
-	return &wire.Enrolled{Cert: c.DER, Bundle: h.bundle, State: string(state), Time: now.Unix()}
+	return &wire.Enrolled{Cert: c.DER, Bundle: h.ring.Load().bundle(), State: string(state), Time: now.Unix()}
 }
 
 func newID() string {

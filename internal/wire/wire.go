@@ -30,6 +30,7 @@ const (
 	PathEnroll    = "/v1/enroll"
 	PathSelf      = "/v1/self"
 	PathReport    = "/v1/report"
+	PathAck       = "/v1/ack"
 )
 
 // Hints help the head find the record of a node that does not know its name. They never raise a level.
@@ -137,7 +138,19 @@ type Self struct {
 	State   string    `json:"state"`
 	Level   Level     `json:"level"`
 	Expires time.Time `json:"expires"`
+	Ack     string    `json:"ack,omitempty"` // pin of a CA that the head wants to hear the node trusts
 	Time    int64     `json:"time"`
+}
+
+// Acknowledge is POST /v1/ack, over mTLS: the node's files name a CA as trusted now.
+type Acknowledge struct {
+	V  int    `json:"v"`
+	CA string `json:"ca"` // its pin, as Self.Ack has it
+}
+
+// Acknowledged answers that.
+type Acknowledged struct {
+	Time int64 `json:"time"`
 }
 
 // Report is POST /v1/report: why a node has no certificate, or cannot use it. It carries no proof, since

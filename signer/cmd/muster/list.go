@@ -217,11 +217,15 @@ func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 		}
 		t.AppendRow(row)
 	}
-	for line := range strings.Lines(t.Render() + "\n") {
-		fmt.Fprintln(e.out, strings.TrimRight(line, " \n"))
-	}
+	e.printLines(t)
 	if isTerminal(e.out) {
 		fmt.Fprintln(e.out, summary(len(nodes), counts))
+	}
+}
+
+func (e *env) printLines(t table.Writer) {
+	for line := range strings.Lines(t.Render() + "\n") {
+		fmt.Fprintln(e.out, strings.TrimRight(line, " \n"))
 	}
 }
 

@@ -98,39 +98,3 @@ func (e *env) printEntry(entry store.Entry) {
 	}
 	fmt.Fprintf(e.out, "%6d  %s  %-10s %-12s %s\n", entry.Seq, at(entry.Time), entry.Kind, dash(entry.Node), strings.Join(fields, " "))
 }
-
-func (e *env) caCommand() *cobra.Command {
-	var asJSON bool
-	show := &cobra.Command{
-		Use:   "show",
-		Short: "The CA that signs, and its pin",
-		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ca, err := call[signer.CAView](cmd.Context(), e, signer.AdminCA, struct{}{}, nil)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return e.printJSON(ca)
-			}
-			fmt.Fprintf(e.out, "subject  %s\npin      %s\nexpires  %s\nCRL      %s\n", ca.Subject, ca.Pin, at(ca.Expires), ca.CRL)
-			return nil
-		},
-	}
-	show.Flags().BoolVar(&asJSON, "json", false, "print as JSON, with the certificate")
-	export := &cobra.Command{
-		Use:     "export",
-		Short:   "The CA certificate as PEM, for images and web servers",
-		Example: `  muster ca export > ca.pem`,
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ca, err := call[signer.CAView](cmd.Context(), e, signer.AdminCA, struct{}{}, nil)
-			if err != nil {
-				return err
-			}
-			fmt.Fprint(e.out, ca.Cert)
-			return nil
-		},
-	}
-	return group("ca", "The CA that nodes trust", show, export)
-}
