@@ -158,6 +158,7 @@ const newRoot = "/sysroot"
 func (n *node) handOver() error {
 	switch {
 	case n.exec != "":
+		n.quiet()
 		n.console.say("starting %s%s", n.exec, n.took())
 		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
 		return n.cannot("muster.exec="+n.exec, unix.Exec(n.exec, []string{n.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")

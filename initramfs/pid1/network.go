@@ -26,8 +26,9 @@ const (
 	tellAfter = 10 * time.Second       // without a network, until the console says why
 	trial     = 10 * time.Second       // of a lease before another may take its place; each time twice as long
 	maxTrial  = time.Minute
-	vainTries = 2        // to meet a head over it
-	noName    = "(none)" // what the kernel calls a machine that has no name
+	vainTries = 2               // to meet a head over it
+	quietWait = 2 * time.Second // for what was told to end: a client that hangs must not keep the node
+	noName    = "(none)"        // what the kernel calls a machine that has no name
 )
 
 // network brings links up in the background, all of them at once, as their drivers make them known. The
@@ -39,6 +40,8 @@ type network struct {
 	links   links
 	up      chan struct{} // closed when there is a network
 	vain    int           // tries to reach a head, since there was one or another lease
+	stop    context.CancelFunc
+	running sync.WaitGroup // all that stop ends
 
 	taking sync.Mutex // held while addresses, routes or name servers change
 	leases []*dhcp    // one a link, the network's first; none where the network is no lease
@@ -52,10 +55,38 @@ type network struct {
 	state map[string]string // of each link that has no address: why
 }
 
-func startNetwork(ctx context.Context, l links, c *console) *network {
-	n := &network{console: c, links: l, up: make(chan struct{}), state: map[string]string{}, trial: trial, shown: map[string]bool{}}
-	go n.watch(ctx)
-	return n
+// startNetwork returns the network, and the context that its end ends.
+func startNetwork(l links, c *console) (*network, context.Context) {
+	n, ctx := newNetwork(l, c)
+	n.running.Go(func() { n.watch(ctx) })
+	return n, ctx
+}
+
+func newNetwork(l links, c *console) (*network, context.Context) {
+	ctx, stop := context.WithCancel(context.Background())
+	return &network{console: c, links: l, up: make(chan struct{}), stop: stop, state: map[string]string{}, trial: trial, shown: map[string]bool{}}, ctx
+}
+
+// quiet ends what asks for addresses, and waits for that, but not for ever: nothing is to be set up any more.
+func (n *network) quiet() {
+	n.stop()
+	ended := make(chan struct{})
+	go func() {
+		n.running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(quietWait):
+	}
+}
+
+// pause waits, unless the context ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // online waits for the network, and after a while says what it waits for (agent.Config.Online). Failed is
@@ -156,10 +187,10 @@ func (n *network) watch(ctx context.Context) {
 			}
 			if how, ok := n.links.wanted(l.Attrs()); ok {
 				begun[l.Attrs().Index] = true
-				go n.bring(ctx, l, how)
+				n.running.Go(func() { n.bring(ctx, l, how) })
 			}
 		}
-		time.Sleep(lookEvery)
+		pause(ctx, lookEvery)
 	}
 }
 
@@ -191,7 +222,7 @@ func (n *network) bring(ctx context.Context, l netlink.Link, how link) {
 			return
 		}
 		n.note(l.Attrs().Name, err)
-		time.Sleep(lookEvery)
+		pause(ctx, lookEvery)
 	}
 }
 
@@ -205,10 +236,28 @@ func safely(f func() error) (err error) {
 	return f()
 }
 
+// carrier sets a link up and waits for its carrier. (dhclient.IfUp cannot be told to stop waiting.)
+func carrier(ctx context.Context, l netlink.Link) error {
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set it up: %w", err)
+	}
+	for wait := time.Duration(0); wait < linkWait && ctx.Err() == nil; wait += lookEvery {
+		now, err := netlink.LinkByIndex(l.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		if s := now.Attrs().OperState; s == netlink.OperUp || s == netlink.OperUnknown {
+			return nil
+		}
+		pause(ctx, lookEvery)
+	}
+	return errors.New("no carrier")
+}
+
 func (n *network) configure(ctx context.Context, d *dhcp, how link) error {
 	name := d.link.Attrs().Name
-	if _, err := dhclient.IfUp(name, linkWait); err != nil {
-		return errors.New("no carrier")
+	if err := carrier(ctx, d.link); err != nil {
+		return err
 	}
 	switch {
 	case how.method == static:
@@ -221,7 +270,7 @@ func (n *network) configure(ctx context.Context, d *dhcp, how link) error {
 	ask := func(method method, lease func() error) {
 		if how.method&method != 0 {
 			asked++
-			go func() { answers <- safely(lease) }()
+			n.running.Go(func() { answers <- safely(lease) })
 		}
 	}
 	ask(dhcp4, func() error { return n.lease4(ctx, d) })
@@ -262,10 +311,26 @@ func (n *network) lease6(ctx context.Context, l netlink.Link) error {
 	}
 	n.taking.Lock()
 	defer n.taking.Unlock()
-	if err := r.Lease.Configure(); err != nil {
+	if err := take6(r.Lease.(*dhclient.Packet6)); err != nil {
 		return err
 	}
 	return n.done(l.Attrs().Name, r.Lease.String(), "")
+}
+
+// take6 configures the link, and looks whether it has the address: the library drops the kernel's refusal.
+func take6(p *dhclient.Packet6) error {
+	if err := p.Configure(); err != nil {
+		return err
+	}
+	addrs, err := netlink.AddrList(p.Link(), netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	ip := p.Lease().IPv6Addr
+	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(ip) }) {
+		return fmt.Errorf("the kernel refuses the DHCPv6 server's address %v", ip)
+	}
+	return nil
 }
 
 // static configures a link from the kernel command line.
@@ -298,7 +363,7 @@ func (n *network) auto(ctx context.Context, l netlink.Link) error {
 				return n.done(l.Attrs().Name, a.IPNet.String()+" from a router", "")
 			}
 		}
-		time.Sleep(lookEvery)
+		pause(ctx, lookEvery)
 	}
 	return errors.New("no router announces a prefix")
 }

@@ -35,7 +35,7 @@ type node struct {
 	line    string // the kernel command line
 	*handover
 	drivers *drivers
-	stop    context.CancelFunc // of the network's clients; nil before there are any
+	network *network // nil before there is any
 	agent   *agent.Agent
 	status  int // the agent's exit status
 }
@@ -116,11 +116,10 @@ func (n *node) enrol() error {
 	if err != nil {
 		return &agent.Outcome{Status: agent.StatusConfig, Message: err.Error(), Hint: "write ip=dhcp, or ip=ADDRESS::GATEWAY:NETMASK::DEVICE:none"}
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	n.stop = stop
-	network := startNetwork(ctx, links, n.console)
+	var ctx context.Context
+	n.network, ctx = startNetwork(links, n.console)
 	n.agent, err = agent.New(agent.Config{
-		Built: n.built, Online: network.online, Log: slog.New(n.console.handler()),
+		Built: n.built, Online: n.network.online, Log: slog.New(n.console.handler()),
 	})
 	if err != nil {
 		return err
@@ -180,10 +179,10 @@ func (n *node) openShell() {
 // environ is what programs that are started get.
 var environ = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/bbin", "HOME=/", "TERM=linux"}
 
-// quiet ends what asks for addresses: nothing is to be set up any more.
+// quiet ends what the network's clients do.
 func (n *node) quiet() {
-	if n.stop != nil {
-		n.stop()
+	if n.network != nil {
+		n.network.quiet()
 	}
 }
 
