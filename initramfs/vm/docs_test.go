@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -30,24 +31,95 @@ func TestDocument(t *testing.T) {
 	d.run("Diskful nodes")
 	d.holds([]string{"ls", "/etc/systemd/system/multi-user.target.wants"}, "muster-agent.service")
 
-	unit := d.blocks("mkosi", "ini")
-	d.write("muster-boot.service", strings.Join(unit, ""))
+	d.write("muster-boot.service", documented(t, d.Name(), "mkosi"))
 	d.holds([]string{"sh", "-c", "systemd-analyze verify --man=no --recursive-errors=no " + d.dir + "/muster-boot.service && echo verified"}, "verified")
 }
 
-// document is docs/boot.md, beside a copy of the source, on a machine that is as it says.
-type document struct {
-	*builder
-	text string
+// TestDocumentImage: its first lines make Muster's own boot image.
+func TestDocumentImage(t *testing.T) {
+	needRoot(t)
+	d := newDocument(t, newRig(t).ca())
+	d.run("Muster's own boot image")
+	d.holds([]string{"sh", "-c", "xz -dc " + d.dir + "/src/bin/muster.cpio.xz | cpio -it --quiet"}, "init", "bin/muster-agent",
+		"etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "virtio_net.ko")
 }
 
-func newDocument(t *testing.T, ca string) *document {
+// TestDocumentBlocks: each block of docs/boot.md is run by a test, or says why none can run it.
+func TestDocumentBlocks(t *testing.T) {
+	blocks := documentBlocks(t)
+	if len(blocks) < 10 {
+		t.Errorf("only %d blocks", len(blocks))
+	}
+	for _, b := range blocks {
+		reason, without := strings.CutPrefix(b.about, "not run: ")
+		if without && reason != "" || runBy(t, b) {
+			continue
+		}
+		t.Errorf("docs/boot.md, %s: no test runs this block, and it does not say why (%q):\n%s", b.section, b.about, b.text)
+	}
+}
+
+// runBy says whether the test that a block names is one of this package's that asks for blocks of its section.
+func runBy(t *testing.T, b block) bool {
+	t.Helper()
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "\nfunc "+b.about+"(t *testing.T)") && strings.Contains(string(text), strconv.Quote(b.section)+")") {
+			return true
+		}
+	}
+	return false
+}
+
+// block is a part of the document that is there to be copied. About is what it says of itself behind its language.
+type block struct{ section, about, text string }
+
+// documentBlocks are all blocks of docs/boot.md. One that is indented only says nothing of itself.
+func documentBlocks(t *testing.T) (found []block) {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/boot.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &document{newBuilder(t, "/"), string(text)}
+	section := ""
+	for _, m := range regexp.MustCompile("(?ms)^#+ (.*?)$|^```(?:\\w+ )?(.*?)$\n(.*?)^```$|^$\n(?: {4}|\t)(.*?)$").FindAllStringSubmatch(string(text), -1) {
+		switch {
+		case m[1] != "":
+			section = m[1]
+		default:
+			found = append(found, block{section, m[2], m[3] + m[4]})
+		}
+	}
+	return found
+}
+
+// documented is what a section has for a test to run.
+func documented(t *testing.T, test, section string) (text string) {
+	t.Helper()
+	for _, b := range documentBlocks(t) {
+		if b.section == section && b.about == test {
+			text += b.text
+		}
+	}
+	if text == "" {
+		t.Fatalf("docs/boot.md, %s: there is no block for %s", section, test)
+	}
+	return text
+}
+
+// document is a machine that is as docs/boot.md says, with a copy of the source.
+type document struct{ *builder }
+
+func newDocument(t *testing.T, ca string) *document {
+	t.Helper()
+	d := &document{newBuilder(t, "/")}
 	for _, args := range [][]string{
 		{"sh", "-c", "mkdir $0/src $0/bin && tar -C ../.. --exclude=./bin --exclude=./.git -cf - . | tar -C $0/src -xf -", d.dir},
 		{"install", "-D", "-m", "755", parts.agent, filepath.Join(d.dir, "usr/bin/muster-agent")},
@@ -64,25 +136,10 @@ func newDocument(t *testing.T, ca string) *document {
 	return d
 }
 
-// blocks are the blocks of a kind in a section.
-func (d *document) blocks(section, kind string) (found []string) {
-	d.Helper()
-	_, rest, _ := strings.Cut(d.text, "\n## "+section+"\n")
-	rest, _, _ = strings.Cut(rest, "\n## ")
-	for _, m := range regexp.MustCompile("(?ms)^```"+kind+"\n(.*?)^```$").FindAllStringSubmatch(rest, -1) {
-		found = append(found, m[1])
-	}
-	if len(found) == 0 {
-		d.Fatalf("%s has no block %q", section, kind)
-	}
-	return found
-}
-
 // run does what a section says.
 func (d *document) run(section string) {
 	d.Helper()
-	script := strings.Join(d.blocks(section, "sh boot"), "")
-	c := d.command("sh", "-euxc", "cd "+d.dir+"/src\n"+script)
+	c := d.command("sh", "-euxc", "cd "+d.dir+"/src\n"+documented(d.T, d.Name(), section))
 	c.Env = append(os.Environ(), "PATH="+filepath.Join(d.dir, "bin")+":"+os.Getenv("PATH"), "SYSTEMD_OFFLINE=1")
 	if out, err := c.CombinedOutput(); err != nil {
 		d.Fatalf("%s: %v\n%s", section, err, out)

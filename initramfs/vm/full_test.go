@@ -16,16 +16,26 @@ func needFull(t *testing.T, programs ...string) {
 	if !*full {
 		t.Skip("takes minutes: make test-full")
 	}
-	lacking := t.Skipf
-	if os.Getenv("CI") != "" {
-		lacking = t.Fatalf
-	}
-	if os.Getuid() != 0 {
-		lacking("needs root, to mount")
-	}
+	needRoot(t)
 	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			lacking("%s is not installed", program)
+			lacks(t, "%s is not installed", program)
 		}
 	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		lacks(t, "needs root, to mount")
+	}
+}
+
+// lacks ends a test for what this machine has not: failed where CI is set, skipped elsewhere.
+func lacks(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -81,9 +82,8 @@ for unit in muster-agent.service muster.target; do
 done
 echo root: failed units: $(systemctl --failed --plain --no-legend)
 journalctl -u muster-agent.service -o cat | sed 's/^/root: agent: /'
-cd /run/muster
-export OPENSSL_CONF=openssl.cnf TPM2OPENSSL_TCTI=tabrmd
-curl -sS --cert chain.pem --key node.key --cacert ca.pem %s/v1/self 2>&1 | sed 's/^/root: curl: /'
+{
+%s} 2>&1 | sed 's/^/root: curl: /'
 sleep 1 # the serial line is slow
 `
 	network = "[Match]\nKind=!*\nType=ether\n[Network]\nDHCP=yes\n"
@@ -108,8 +108,9 @@ func (r *rig) debian(config string) string {
 	}
 	r.tool("tar", "-xpf", "../../bin/vm/root/debian.tar", "--numeric-owner", "-C", tree)
 	installMuster(r.T, tree, "install-systemd")
+	curl := strings.ReplaceAll(documented(r.T, "TestDiskful", "Diskful nodes"), "https://10.54.0.1:8443", r.head.URL())
 	files := map[string]string{
-		"etc/hostname": "n0\n", "etc/machine-id": "uninitialized\n", "etc/fstab": "", "etc/tell": fmt.Sprintf(tell, r.head.URL()),
+		"etc/hostname": "n0\n", "etc/machine-id": "uninitialized\n", "etc/fstab": "", "etc/tell": fmt.Sprintf(tell, curl),
 		"etc/systemd/network/80-dhcp.network": network, "etc/muster/ca.pem": r.ca(),
 		"etc/systemd/system/before.service": beforeUnit, "etc/systemd/system/after.service": afterUnit,
 	}

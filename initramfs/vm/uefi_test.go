@@ -46,11 +46,7 @@ const quiet = "console=ttyS0 panic=-1 quiet loglevel=1"
 func needFile(t *testing.T, file string) {
 	t.Helper()
 	if _, err := os.Stat(file); err != nil {
-		lacking := t.Skipf
-		if os.Getenv("CI") != "" {
-			lacking = t.Fatalf
-		}
-		lacking("%s is not there", file)
+		lacks(t, "%s is not there", file)
 	}
 }
 
@@ -91,7 +87,7 @@ func TestUKI(t *testing.T) {
 	needFile(t, "/usr/share/OVMF/OVMF_CODE_4M.fd")
 	needFile(t, "/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 	d := newDocument(t, r.ca())
-	d.run("Muster's own boot image")
+	d.run("UKI")
 	r.tool("mv", filepath.Join(d.dir, "src/bin/muster.efi"), uki)
 	r.node.UEFI, r.node.Disks = true, []string{r.ext4("root")}
 	b := r.off(vm.Software{})
