@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
@@ -69,6 +70,9 @@ func alone(t *testing.T) *wire {
 	w.must(netlink.LinkSetUp(w.peer))
 	w.network, w.ctx = newNetwork(links{}, &console{w: &w.out})
 	t.Cleanup(w.quiet)
+	var cancel context.CancelFunc
+	w.ctx, cancel = context.WithTimeout(w.ctx, 30*time.Second) // for a node that never comes to a lease
+	t.Cleanup(cancel)
 	return w
 }
 
