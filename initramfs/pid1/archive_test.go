@@ -13,12 +13,7 @@ import (
 
 // TestHardLinks: what several names share in an archive, as each tool writes it, they share in the root.
 func TestHardLinks(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root, to give files away")
-		}
-		t.Skip("needs root, to give files away")
-	}
+	needRoot(t, "to give files away")
 	tree := t.TempDir()
 	for _, command := range []string{
 		"mkdir $T/bin $T/sbin", "printf data >$T/bin/tool && chown 7:8 $T/bin/tool && chmod 4755 $T/bin/tool",

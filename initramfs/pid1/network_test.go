@@ -41,12 +41,7 @@ const aloneKey = "MUSTER_TEST_ALONE"
 // has been run.
 func alone(t *testing.T) *wire {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root, for a network of its own")
-		}
-		t.Skip("needs root, for a network of its own")
-	}
+	needRoot(t, "for a network of its own")
 	if os.Getenv(aloneKey) == "" {
 		c := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.count=1")
 		c.Env = append(os.Environ(), aloneKey+"=1")
@@ -74,6 +69,17 @@ func alone(t *testing.T) *wire {
 	w.ctx, cancel = context.WithTimeout(w.ctx, 30*time.Second) // for a node that never comes to a lease
 	t.Cleanup(cancel)
 	return w
+}
+
+func needRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("needs root, %s", why)
+	}
+	t.Skipf("needs root, %s", why)
 }
 
 func (w *wire) must(err error) {
