@@ -8,7 +8,7 @@
 #   make demo       a node passes muster, and comes back: real parts, in seconds once it is built
 #   make vm-demo    the same with a virtual machine that boots from its network, console and head side by side
 #   make test       everything (needs Debian and root for all of it; says what it leaves out)
-#   make test-full  the boots that take minutes: UEFI, rogue DHCP servers, dracut, initramfs-tools, a Debian root
+#   make test-full  the boots that take minutes: UEFI, rogue DHCP servers, u-root, dracut, initramfs-tools, a Debian root
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck

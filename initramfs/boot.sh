@@ -1,6 +1,7 @@
 #!/bin/sh
 # Muster's part of an initramfs that is not Muster's own, /usr/lib/muster/boot in it: the hooks for dracut,
-# initramfs-tools and mkinitcpio call it. Nothing is needed but a shell, sleep and muster-agent.
+# initramfs-tools and mkinitcpio call it, and a u-root image's uinit reads it. Nothing is needed but a shell (u-root's
+# gosh is one), sleep and muster-agent.
 #
 #   boot wanted   whether this boot is to have a certificate: no without a head, and with rd.muster=0
 #   boot run      get it; without one, do what muster.fail says: continue, reboot or halt

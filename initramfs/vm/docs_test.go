@@ -81,7 +81,10 @@ func runBy(t *testing.T, b block) bool {
 // block is a part of the document that is there to be copied. About is what it says of itself behind its language.
 type block struct{ section, about, text string }
 
-// documentBlocks are all blocks of docs/boot.md. One that is indented only says nothing of itself.
+// blockPattern fits a heading, a block with its words, or the beginning of one that has no place for words.
+var blockPattern = regexp.MustCompile("(?ms)^#+ (.*?)$|^```(?:\\w+ )?(.*?)$\n(.*?)^```$|^$\n(?: {4}|\t)(.*?)$|^ *(?:```|~~~)(.*?)$")
+
+// documentBlocks are all blocks of docs/boot.md.
 func documentBlocks(t *testing.T) (found []block) {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/boot.md")
@@ -89,13 +92,12 @@ func documentBlocks(t *testing.T) (found []block) {
 		t.Fatal(err)
 	}
 	section := ""
-	for _, m := range regexp.MustCompile("(?ms)^#+ (.*?)$|^```(?:\\w+ )?(.*?)$\n(.*?)^```$|^$\n(?: {4}|\t)(.*?)$").FindAllStringSubmatch(string(text), -1) {
-		switch {
-		case m[1] != "":
+	for _, m := range blockPattern.FindAllStringSubmatch(string(text), -1) {
+		if m[1] != "" {
 			section = m[1]
-		default:
-			found = append(found, block{section, m[2], m[3] + m[4]})
+			continue
 		}
+		found = append(found, block{section, m[2], m[3] + m[4] + m[5]})
 	}
 	return found
 }

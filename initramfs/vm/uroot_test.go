@@ -19,7 +19,7 @@ func TestURoot(t *testing.T) {
 	r.enable()
 	boot := func(words string) *vm.Boot {
 		r.Helper()
-		return r.off(vm.Software{Kernel: parts.kernel, Initrd: image, Cmdline: quietly + "muster.node=n0 " + r.head.Words() + words})
+		return r.off(vm.Software{Kernel: parts.kernel, Initrd: image, Cmdline: quietly + "rd.muster.node=n0 " + r.head.Words() + words})
 	}
 
 	b := boot("")
