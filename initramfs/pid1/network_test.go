@@ -116,7 +116,8 @@ var (
 // serve answers everybody, each server in its turn. Before each answer comes a frame.
 func (w *wire) serve(frame []byte, servers ...server4) {
 	w.Helper()
-	w.must(netlink.LinkSetUp(w.eth0)) // or nothing is heard at the other end
+	w.must(carrier(w.ctx, w.eth0))
+	w.must(carrier(w.ctx, w.peer)) // until then what it sends is lost
 	conn, err := nclient4.NewRawUDPConn("peer", dhcpv4.ServerPort)
 	w.must(err)
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
