@@ -25,6 +25,7 @@ const (
 	AdminCA      = "/admin/ca"
 	AdminRevoke  = "/admin/revoke"
 	AdminRotate  = "/admin/rotate"
+	AdminHost    = "/admin/host"
 )
 
 // Frame is one line of an answer.
@@ -99,6 +100,7 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminCA, serveAdmin(h.adminCA))
 	mux.HandleFunc("POST "+AdminRevoke, serveAdmin(h.adminRevoke))
 	mux.HandleFunc("POST "+AdminRotate, serveAdmin(h.adminRotate))
+	mux.HandleFunc("POST "+AdminHost, serveAdmin(h.adminHost))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer

@@ -30,8 +30,9 @@ const (
 // authority is a CA certificate with its key.
 type authority struct {
 	cert        *x509.Certificate
-	key         crypto.Signer // nil: it signs nothing any more
-	keyFile     string        // below ca/
+	chain       []*x509.Certificate // of an intermediate: those above it, the root last
+	key         crypto.Signer       // nil: it signs nothing any more
+	keyFile     string              // below ca/
 	role        role
 	since       time.Time // of the role
 	cross, back []byte    // see caMember
@@ -99,10 +100,30 @@ func (a *authority) certifyCA(other *authority) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, other.cert.PublicKey, a.key)
 }
 
+// complete gives a certificate that was made elsewhere what it may lack: a key identifier, as it would have had it
+// from us, which what it signs then names; and a key usage, which without one is any.
+func (a *authority) complete() (err error) {
+	if a.cert.KeyUsage == 0 {
+		a.cert.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	}
+	if len(a.cert.SubjectKeyId) < 8 {
+		a.cert.SubjectKeyId, err = keyID(a.cert.PublicKey)
+	}
+	return err
+}
+
+// root is what nodes trust: the CA itself, or the one at the end of its chain.
+func (a *authority) root() *x509.Certificate {
+	if n := len(a.chain); n > 0 {
+		return a.chain[n-1]
+	}
+	return a.cert
+}
+
 // check says whether key and certificate belong together.
 func (a *authority) check() error {
-	if len(a.cert.SubjectKeyId) < 8 {
-		return errors.New("CA certificate: no subject key identifier of 8 bytes or more")
+	if err := a.complete(); err != nil {
+		return err
 	}
 	pub, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(a.cert.PublicKey) {
@@ -114,9 +135,9 @@ func (a *authority) check() error {
 // id names the authority in the path of its CRL: the first 16 hex digits of its SKI.
 func (a *authority) id() string { return hex.EncodeToString(a.cert.SubjectKeyId)[:16] }
 
-// pin is what nodes trust: the SHA-256 of the authority's SPKI.
+// pin is what nodes trust: the SHA-256 of the root's SPKI.
 func (a *authority) pin() string {
-	sum := sha256.Sum256(a.cert.RawSubjectPublicKeyInfo)
+	sum := sha256.Sum256(a.root().RawSubjectPublicKeyInfo)
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 

@@ -25,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,7 +67,8 @@ type Head struct {
 	limits   Limits
 	gates    []*gate // of the listeners
 
-	cluster    cluster
+	cluster    cluster                  // but for its hosts, which change
+	hosts      atomic.Pointer[[]string] // names and addresses in the heads' certificates
 	ring       atomic.Pointer[ring]
 	verifier   attest.Verifier
 	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
@@ -130,6 +132,7 @@ func (h *Head) loadCluster(ctx context.Context) error {
 		return err
 	}
 	h.cluster = *c
+	h.hosts.Store(&c.Hosts)
 	return nil
 }
 
@@ -142,7 +145,7 @@ func (h *Head) setPublicURL(cfg Config) error {
 		if err != nil {
 			port = "8080"
 		}
-		h.publicURL = "http://" + net.JoinHostPort(h.cluster.Hosts[0], port)
+		h.publicURL = "http://" + net.JoinHostPort((*h.hosts.Load())[0], port)
 		return nil
 	}
 	u, err := url.Parse(cfg.PublicURL)
@@ -240,9 +243,12 @@ func (h *Head) renewServer(ctx context.Context) error {
 	return nil
 }
 
-// outdated says whether another CA signs now than the one that signed the server's certificate.
+// outdated says whether another CA signs now than the one that signed the server's certificate, or the heads have
+// other names.
 func (h *Head) outdated(server *tls.Certificate) bool {
-	return !bytes.Equal(server.Leaf.AuthorityKeyId, h.ca().cert.SubjectKeyId)
+	names, addresses := splitHosts(*h.hosts.Load())
+	return !bytes.Equal(server.Leaf.AuthorityKeyId, h.ca().cert.SubjectKeyId) ||
+		!slices.Equal(server.Leaf.DNSNames, names) || !slices.EqualFunc(server.Leaf.IPAddresses, addresses, net.IP.Equal)
 }
 
 // tend keeps what ages fresh, until ctx ends: epoch key, server certificate, CRL.

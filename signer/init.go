@@ -30,6 +30,7 @@ type Plan struct {
 	TrustDomain string     // SPIFFE trust domain, fully qualified; empty: Cluster with .internal behind it
 	Hosts       []string   // DNS names and IP addresses of the head
 	Passphrase  Passphrase // for the CA's key; empty: it is not encrypted
+	CA          *Imported  // made elsewhere; nil: one is made
 }
 
 // Made is what `muster init` made, for people and programs.
@@ -98,7 +99,7 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	if item, err := st.Get(ctx, keyCluster); err != nil || item.Revision != 0 {
 		return nil, cmp.Or(err, fmt.Errorf("%s: %w", dir, store.ErrExists))
 	}
-	ca, err := newAuthority(plan.Cluster, now)
+	ca, err := plan.authority(now)
 	if err != nil {
 		return nil, err
 	}
@@ -113,19 +114,31 @@ func Init(ctx context.Context, dir string, st store.Store, plan Plan, now time.T
 	c := cluster{
 		ID: newID(), Name: plan.Cluster, TrustDomain: plan.TrustDomain, Hosts: plan.Hosts, Made: now.UTC(),
 	}
+	puts := []store.Put{put(keyCluster, c), put(keyCAs, (&ring{members: []*authority{ca}}).record())}
+	if plan.CA != nil {
+		// It may have signed CRLs before. Their numbers were counted from 1, most likely, and never go down.
+		puts = append(puts, put(prefixCRL+ca.id(), crlRecord{Number: now.Unix()}))
+	}
 	err = st.Commit(ctx, store.Tx{
 		Guards: []store.Guard{{Key: keyCluster}},
-		Puts:   []store.Put{put(keyCluster, c), put(keyCAs, (&ring{members: []*authority{ca}}).record())},
+		Puts:   puts,
 		Events: []store.Event{event(now, "init", "", map[string]string{"cluster": c.ID, "pin": ca.pin()})},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Made{Cluster: plan.Cluster, Pin: ca.pin(), Cert: string(certificatePEM(ca.cert.Raw))}, nil
+	return &Made{Cluster: plan.Cluster, Pin: ca.pin(), Cert: string(certificatePEM(ca.root().Raw))}, nil
+}
+
+func (p *Plan) authority(now time.Time) (*authority, error) {
+	if p.CA != nil {
+		return p.CA.authority, nil
+	}
+	return newAuthority(p.Cluster, now)
 }
 
 func writeCA(dir string, ca *authority, passphrase Passphrase) error {
-	cert := certificatePEM(ca.cert.Raw)
+	cert := certificatePEM(ca.root().Raw)
 	key, err := marshalKey(ca.key, passphrase)
 	if err != nil {
 		return err

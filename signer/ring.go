@@ -37,6 +37,7 @@ type caMember struct {
 	Role  role      `json:"role"`
 	Key   string    `json:"key"` // file below ca/; empty: it signs nothing any more
 	Cert  []byte    `json:"cert"`
+	Chain [][]byte  `json:"chain,omitempty"` // of an intermediate: those above it, the root last
 	Cross []byte    `json:"cross,omitempty"` // over this CA's key, by the CA before it
 	Back  []byte    `json:"back,omitempty"`  // over the key of the CA before it, by this one
 	Since time.Time `json:"since"`           // of the role
@@ -81,7 +82,7 @@ func (r *ring) bundle() string {
 	var text []byte
 	for _, a := range r.all() {
 		if r.lives(a.id()) {
-			text = append(text, certificatePEM(a.cert.Raw)...)
+			text = append(text, certificatePEM(a.root().Raw)...)
 		}
 	}
 	return string(text)
@@ -98,6 +99,7 @@ func (r *ring) sent() [][]byte {
 		}
 		if a.role != roleBurnt {
 			der = append(der, a.cert.Raw)
+			der = append(der, a.above()...)
 		}
 		if before == nil || before.role == roleBurnt {
 			continue
@@ -108,6 +110,15 @@ func (r *ring) sent() [][]byte {
 		if a.back != nil && r.lives(before.id()) && before.role != roleOver {
 			der = append(der, a.back)
 		}
+	}
+	return der
+}
+
+// above are the certificates over an intermediate, DER.
+func (a *authority) above() [][]byte {
+	var der [][]byte
+	for _, c := range a.chain {
+		der = append(der, c.Raw)
 	}
 	return der
 }
@@ -127,7 +138,7 @@ func (h *Head) good(c *issued, now time.Time) bool {
 func (r *ring) record() caRecord {
 	var rec caRecord
 	for _, a := range r.members {
-		rec.Members = append(rec.Members, caMember{Role: a.role, Key: a.keyFile, Cert: a.cert.Raw, Cross: a.cross, Back: a.back, Since: a.since})
+		rec.Members = append(rec.Members, caMember{Role: a.role, Key: a.keyFile, Cert: a.cert.Raw, Chain: a.above(), Cross: a.cross, Back: a.back, Since: a.since})
 	}
 	return rec
 }
@@ -167,8 +178,15 @@ func (h *Head) loadMember(m caMember) (*authority, error) {
 	if a.cert, err = x509.ParseCertificate(m.Cert); err != nil {
 		return nil, fmt.Errorf("record %s: %w", keyCAs, store.ErrDamaged)
 	}
+	for _, der := range m.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("record %s: %w", keyCAs, store.ErrDamaged)
+		}
+		a.chain = append(a.chain, c)
+	}
 	if m.Key == "" {
-		return a, nil
+		return a, a.complete()
 	}
 	text, err := os.ReadFile(h.caFile(m.Key))
 	if err != nil {

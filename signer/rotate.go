@@ -86,6 +86,10 @@ func (h *Head) makeNext(old *ring, now time.Time, linked bool) (*ring, error) {
 	a.role, a.keyFile = roleNext, a.id()+keySuffix
 	if linked {
 		signing := old.byRole(roleActive)
+		if signing.cert.MaxPathLenZero {
+			return nil, adminError(KindPolicy, "ask whoever made the CA for one without that limit; --compromised makes another without a link",
+				"the path length of the CA's certificate is 0, so that it can certify no other CA")
+		}
 		if a.cross, err = signing.certifyCA(a); err != nil {
 			return nil, err
 		}

@@ -40,26 +40,35 @@ func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, er
 
 // certifyHead makes a certificate that may play the head.
 func (h *Head) certifyHead(ca *authority, pub any, now time.Time) (*x509.Certificate, error) {
+	hosts := *h.hosts.Load()
+	names, addresses := splitHosts(hosts)
 	tmpl := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: h.cluster.Hosts[0], Organization: []string{h.cluster.Name}},
+		Subject:               pkix.Name{CommonName: hosts[0], Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		UnknownExtKeyUsage:    headEKU,
-		URIs:                  []*url.URL{h.spiffe("head", h.cluster.Hosts[0])},
+		URIs:                  []*url.URL{h.spiffe("head", hosts[0])},
 		CRLDistributionPoints: []string{h.crlURL(ca)},
-	}
-	for _, host := range h.cluster.Hosts {
-		if ip := net.ParseIP(host); ip != nil {
-			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
-		} else {
-			tmpl.DNSNames = append(tmpl.DNSNames, host)
-		}
+		DNSNames:              names,
+		IPAddresses:           addresses,
 	}
 	der, err := ca.sign(tmpl, pub, headLife, now)
 	if err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
+}
+
+// splitHosts tells names and addresses apart, each in the order given.
+func splitHosts(hosts []string) (names []string, addresses []net.IP) {
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			addresses = append(addresses, ip)
+		} else {
+			names = append(names, host)
+		}
+	}
+	return names, addresses
 }
 
 func (h *Head) spiffe(class, name string) *url.URL {

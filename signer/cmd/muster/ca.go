@@ -43,7 +43,7 @@ func (e *env) caCommand() *cobra.Command {
 			return nil
 		},
 	}
-	return group("ca", "The CA that nodes trust", show, export, e.rotateCommand())
+	return group("ca", "The CA that nodes trust", show, export, e.hostCommand(), e.rotateCommand())
 }
 
 // sayRing tells of the other CAs, where there are any.
@@ -156,4 +156,35 @@ func certificates(n int) string {
 		return "1 certificate"
 	}
 	return fmt.Sprintf("%d certificates", n)
+}
+
+func (e *env) hostCommand() *cobra.Command {
+	var asJSON bool
+	req := signer.HostRequest{}
+	c := &cobra.Command{
+		Use:   "host",
+		Short: "The names and addresses under which nodes reach the head",
+		Long: `host prints the names and addresses that the head's own certificate holds, or changes them: the
+head makes itself another certificate at once. The first is its common name.`,
+		Example: `  muster ca host --add head2.example.org,10.54.0.2`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			done, err := call[signer.HostView](cmd.Context(), e, signer.AdminHost, req, nil)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return e.printJSON(done)
+			}
+			for _, host := range done.Hosts {
+				fmt.Fprintln(e.out, host)
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringSliceVar(&req.Add, "add", nil, "`names` and addresses to add")
+	f.StringSliceVar(&req.Remove, "remove", nil, "`names` and addresses to take away")
+	f.BoolVar(&asJSON, "json", false, "print as JSON")
+	return c
 }

@@ -31,6 +31,7 @@ const (
 func (e *env) initCommand() *cobra.Command {
 	var dir, passphrase string
 	var plan signer.Plan
+	var imported string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "init",
@@ -38,15 +39,22 @@ func (e *env) initCommand() *cobra.Command {
 		Long: `init makes, once, what muster serve needs: the cluster's CA, the store and the state
 directory. It prints the pin that nodes must know to trust this head. It never replaces a
 cluster; a run that was cut short can simply be repeated. What root makes belongs to the owner
-of the state directory, where that is there already.`,
-		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1`,
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+of the state directory, where that is there already.
+
+With --import-ca the CA is one that was made elsewhere: a root, or an intermediate with those
+above it in the same file. It must be for this cluster alone. Its key is copied.`,
+		Example: `  muster init --cluster hpc1 --host head1.example.org,10.54.0.1
+  muster init --import-ca /etc/xcat/ca/ca-cert.pem /etc/xcat/ca/private/ca-key.pem`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("host") {
 				plan.Hosts = ownHosts()
 			}
 			var err error
 			if plan.Passphrase, err = readPassphrase(passphrase); err != nil {
+				return err
+			}
+			if plan.CA, err = importCA(cmd, imported, args, plan.Passphrase); err != nil {
 				return err
 			}
 			made, err := initialise(cmd.Context(), dir, plan)
@@ -65,9 +73,37 @@ of the state directory, where that is there already.`,
 	f.StringVar(&plan.Cluster, "cluster", shortHostname(), "the cluster's `name`, as certificates show it for ever")
 	f.StringVar(&plan.TrustDomain, "trust-domain", "", "SPIFFE trust `domain`, fully qualified (default: CLUSTER.internal)")
 	f.StringSliceVar(&plan.Hosts, "host", nil, "`names` and addresses under which nodes reach this head (default: its own)")
+	f.StringVar(&imported, "import-ca", "", "use the CA of this `file`, PEM; the file with its key comes next")
 	f.StringVar(&passphrase, "ca-passphrase", "", "encrypt the CA's key with the passphrase in this `file`, or on standard input (-)")
 	f.BoolVar(&asJSON, "json", false, "print the pin and the CA certificate as JSON")
 	return c
+}
+
+// importCA reads a CA that was made elsewhere; nil where none is named.
+func importCA(cmd *cobra.Command, certs string, args []string, passphrase signer.Passphrase) (*signer.Imported, error) {
+	if certs == "" {
+		return nil, noArgs(cmd, args)
+	}
+	if len(args) != 1 {
+		return nil, fail(exitUsage, "muster init --import-ca CERTIFICATE KEY", "--import-ca takes two files")
+	}
+	keepSecret()
+	chain, err := os.ReadFile(certs)
+	if err != nil {
+		return nil, fail(exitUsage, "", "--import-ca: %v", err)
+	}
+	key, err := os.ReadFile(args[0])
+	if err != nil {
+		return nil, fail(exitUsage, "", "--import-ca: %v", err)
+	}
+	ca, err := signer.Import(chain, key, passphrase, time.Now())
+	switch {
+	case errors.Is(err, signer.ErrNoPassphrase), errors.Is(err, signer.ErrPassphrase):
+		return nil, fail(exitUsage, "muster init --ca-passphrase FILE --import-ca …", "--import-ca %s: %v", args[0], err)
+	case err != nil:
+		return nil, fail(exitUsage, "see docs/operations.md, 'A CA that you have'", "--import-ca %s: %v", certs, err)
+	}
+	return ca, nil
 }
 
 func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made, error) {
