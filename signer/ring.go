@@ -89,7 +89,8 @@ func (r *ring) bundle() string {
 }
 
 // sent goes along with a head's certificate: each root, since a node may know only its hash, and each
-// cross-certificate. From a burnt CA nothing may lead anywhere, and nothing may lead to one that is dead.
+// cross-certificate, but for those of burnt CAs and those that lead to one that is dead. Its successor has no
+// cross-certificate by a burnt CA.
 func (r *ring) sent() [][]byte {
 	var der [][]byte
 	for i, a := range r.members {
@@ -101,7 +102,7 @@ func (r *ring) sent() [][]byte {
 			der = append(der, a.cert.Raw)
 			der = append(der, a.above()...)
 		}
-		if before == nil || before.role == roleBurnt {
+		if before == nil {
 			continue
 		}
 		if a.cross != nil && a.role != roleBurnt {

@@ -34,7 +34,6 @@ func (s *site) tryRotate(req RotateRequest) (Rotated, error) {
 // verifier is somebody who trusts roots, and takes the certificates that a peer sends along.
 type verifier struct {
 	roots *x509.CertPool
-	sent  *x509.CertPool
 }
 
 // trusting trusts the CAs of a bundle.

@@ -1,0 +1,80 @@
+package muster_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// control is the program broken on purpose in one place: where file has from, it has to. The tests that watch
+// over an invariant of docs/threat-model.md must then go red.
+type control struct {
+	name, file, from, to string
+	pkg, tests           string
+}
+
+var controls = []control{
+	{"I1: a revoked key is not barred", "signer/enroll.go", `bound.barred.Revision != 0`, `false`, "./signer", "TestRevoke$"},
+	{"I5: any attributes will do", "internal/template/template.go", `FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			UserWithAuth: true, NoDA: true, SignEncrypt: true,`, `FixedTPM: true, UserWithAuth: true, NoDA: true, SignEncrypt: true,`, "./signer", "TestWrongKeys$"},
+	{"I5: any proof will do", "signer/attest/proof.go", `!hmac.Equal(a.proof, t.Proof(t.Secret(key)))`, `false && key == nil && t == nil && hmac.Equal(nil, nil)`, "./signer", "TestWrongAnswers$"},
+	{"I6: whoever signs itself is a CA", "agent/trust.go", `|| t.tofu && selfSigned(c)`, `|| selfSigned(c)`, "./agent", "TestHandshake$"},
+	{"I6, I12: the pin moves without a cross-certificate", "agent/trust.go", `err == nil && c.IsCA {`, `c.IsCA && (err == nil || err != nil) {`, "./agent", "TestRoots$"},
+	{"I7: no look at the record on each request", "signer/self.go", `case s.Revoked:`, `case false:`, "./signer", "TestRevoke$"},
+	{"I7: a CA that ended vouches on", "signer/self.go", `case !h.ring.Load().lives(c.CA):`, `case false:`, "./signer", "TestRevokeAll$"},
+	{"I10: strangers' refusals are written down", "signer/node.go", `	if who.proven {
+		h.journalRefusal`, `	if true {
+		h.journalRefusal`, "./signer", "TestStrangersWriteNothing$"},
+	{"I12: the CRL's number begins anew", "signer/crl.go", `last.Number + 1`, `1`, "./signer", "TestCRLNeverGoesBack$"},
+	{"I12: no cross-certificate goes along", "signer/ring.go", `der = append(der, a.cross)`, `_ = a.cross`, "./signer", "TestRotation$"},
+	{"I12: --finish waits for nobody", "signer/rotate.go", `len(waiting) > 0 && !force`, `false`, "./signer", "TestRotation$"},
+	{"I12: a burnt CA certifies its successor", "signer/rotate.go", `h.makeNext(was, now, !compromised)`, `h.makeNext(was, now, true)`, "./signer", "TestCompromised$"},
+}
+
+// TestControls breaks the program, and sees that it is seen.
+func TestControls(t *testing.T) {
+	t.Parallel()
+	for _, c := range controls {
+		t.Run(c.name, func(t *testing.T) {
+			out, err := c.run(t)
+			switch {
+			case err == nil:
+				t.Errorf("%s %s does not see it", c.pkg, c.tests)
+			case !strings.Contains(out, "--- FAIL: "+strings.TrimSuffix(c.tests, "$")):
+				t.Errorf("it fails in another way: %s", out)
+			}
+		})
+	}
+}
+
+// run runs the tests on the broken program. Only the compiler sees the change (-overlay of go build).
+func (c *control) run(t *testing.T) (string, error) {
+	t.Helper()
+	path, err := filepath.Abs(c.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(source), c.from); n != 1 {
+		t.Fatalf("%s has %q %d times, not once", c.file, c.from, n)
+	}
+	dir := t.TempDir()
+	broken, overlay := filepath.Join(dir, "broken.go"), filepath.Join(dir, "overlay.json")
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: broken}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{broken: strings.Replace(string(source), c.from, c.to, 1), overlay: string(list)} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command("go", "test", "-count=1", "-overlay", overlay, "-run", "^"+c.tests, c.pkg).CombinedOutput()
+	return string(out), err
+}
