@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	head                 make a cluster, and serve it: sets $HEAD $PIN $SOCKET $DIR $PUBLIC
 //	head serve DIR       serve what `muster init` made in DIR
 //	head stop|kill|start end the daemon as systemctl does, or as a power cut does; run it again
-//	tpm NAME [KIND]      start a TPM, blank, p256 or manufactured: sets $NAME, for --tpm; makes
+//	tpm NAME [KIND...]   start a TPM: blank, p256 or manufactured; tcp for tpm2-tools. Sets $NAME, for --tpm; makes
 //	                     NAME/etc/muster/agent.toml, for --root, with the TPM, the name and the head
 //	powercycle NAME      pull the plug: TPM and /run
 //	muster ARG...        exec muster ARG... --socket $SOCKET
@@ -36,6 +36,8 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	                     names for paths and ports; leave out the agent's lines about each attempt
 //	keep                 note everything that the head has on record
 //	unchanged            the record is what it was at keep
+//	beside NAME keep     note everything in a tcp TPM that is not Muster's: objects, NV, hierarchies, the lockout counter
+//	beside NAME same     it is what it was at keep, and nothing stays loaded
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testtpm.Need(t, "swtpm")
@@ -47,13 +49,13 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("TZ", "UTC")
-			env.Values[stageKey{}] = &stage{t: env.T().(testing.TB), work: env.WorkDir, tpms: map[string]*testtpm.TPM{}}
+			env.Values[stageKey{}] = &stage{t: env.T().(testing.TB), work: env.WorkDir, tpms: map[string]*testtpm.TPM{}, held: map[string]string{}}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"head": on((*stage).headVerb), "tpm": on((*stage).tpmVerb), "powercycle": on((*stage).powercycleVerb),
 			"muster": on((*stage).musterVerb), "status": on((*stage).statusVerb), "masked": on((*stage).maskedVerb),
-			"keep": on((*stage).keepVerb), "unchanged": on((*stage).unchangedVerb),
+			"keep": on((*stage).keepVerb), "unchanged": on((*stage).unchangedVerb), "beside": on((*stage).besideVerb),
 		},
 	})
 }
@@ -65,6 +67,7 @@ type stage struct {
 	head *head
 	tpms map[string]*testtpm.TPM
 	kept string
+	held map[string]string // by TPM: what is not ours
 }
 
 type stageKey struct{}
@@ -124,13 +127,16 @@ func (s *stage) shortDir() string {
 }
 
 func (s *stage) tpmVerb(ts *testscript.TestScript, args []string) {
-	kinds := map[string][]testtpm.Option{"p256": {testtpm.P256Certificate()}, "manufactured": {testtpm.Manufactured()}}
-	var options []testtpm.Option
-	if len(args) == 2 {
-		options = kinds[args[1]]
+	if len(args) == 0 {
+		ts.Fatalf("usage: tpm NAME [p256|manufactured|tcp]...")
 	}
-	if len(args) == 0 || len(args) > 2 || len(args) == 2 && options == nil {
-		ts.Fatalf("usage: tpm NAME [p256|manufactured]")
+	kinds := map[string]testtpm.Option{"p256": testtpm.P256Certificate(), "manufactured": testtpm.Manufactured(), "tcp": testtpm.TCP()}
+	var options []testtpm.Option
+	for _, kind := range args[1:] {
+		if kinds[kind] == nil {
+			ts.Fatalf("no kind of TPM: %s", kind)
+		}
+		options = append(options, kinds[kind])
 	}
 	name := args[0]
 	tpm := testtpm.Start(s.t, options...)

@@ -22,6 +22,7 @@ type boot struct {
 	tpm   *tpm.Device
 	trust *trust
 	have  *identity // from NV, nil for none
+	kept  error     // why the certificate is not in NV; nil: it is, or was not to be written
 }
 
 // Run is the boot flow, which may be run as often as one likes. It returns the line that says what
@@ -36,13 +37,11 @@ type boot struct {
 // A power cut at any instant leaves a node that gets there the next time: the key is made once and
 // is in its place before a head hears of it, and NV always holds a whole record.
 //
-// What a head cannot see of a run that failed is reported to one; see report.
+// What a head cannot see of a run is reported to one; see report.
 func (a *Agent) Run(ctx context.Context) (line string, err error) {
 	b := &boot{Agent: a}
 	line, err = b.start(ctx)
-	if err != nil {
-		b.report(ctx, err)
-	}
+	b.report(ctx, b.trouble(err))
 	return line, err
 }
 

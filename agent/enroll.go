@@ -341,6 +341,9 @@ func (b *boot) enrollError(err error, revoked bool) error {
 		return b.lateError(l)
 	case code(err) == wire.Revoked, revoked && code(err) != "":
 		return refused("on the head: muster certs enable --again -i "+node, "this node's certificate is revoked")
+	case code(err) == wire.Refused && b.have == nil:
+		return refused(fmt.Sprintf("on the head: muster why %s; if the TPM was cleared: muster certs enable -i %s", node, node),
+			"identity lost: the head has another key on record for this node than the TPM has now")
 	case code(err) == wire.Refused, code(err) == wire.KeyBarred:
 		return refused("on the head: muster why "+node, "the head says %v", err)
 	case code(err) == wire.BadRequest, code(err) == wire.TooLarge, code(err) == wire.NotFound:

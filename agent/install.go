@@ -68,6 +68,9 @@ func (b *boot) install(g *generation) error {
 	if err != nil {
 		return fmt.Errorf("install: %w", err)
 	}
+	if key == nil {
+		_ = os.Remove(b.path(fileKey)) // another key's; of this one there is none
+	}
 	return b.writeFiles(files)
 }
 
@@ -128,7 +131,8 @@ func same(path string, data []byte, mode fs.FileMode) bool {
 }
 
 // keyFile returns node.key: the file that is there when it is this key's, since each export would
-// look different and costs TPM commands; nil for a primary key, which has no file.
+// look different and costs TPM commands; nil for a primary key, which has no file, and where an owner
+// password, set since the key was made, keeps the export from its parent. The agent itself needs no file.
 func (b *boot) keyFile(key *tpm.Key) ([]byte, error) {
 	old, err := os.ReadFile(b.path(fileKey))
 	if err == nil && isKeyFile(old, key) {
@@ -137,6 +141,10 @@ func (b *boot) keyFile(key *tpm.Key) ([]byte, error) {
 	text, err := b.tpm.PEM(key)
 	if errors.Is(err, tpm.ErrPrimary) {
 		b.log.Warn("there is no node.key: the node key could not be given a place in the TPM", "event", journal.NotKept, "why", key.Why())
+		return nil, nil
+	}
+	if tpm.Locked(err) {
+		b.log.Warn("there is no node.key: the TPM does not let the node key be exported", "event", journal.NotKept, "err", err)
 		return nil, nil
 	}
 	return text, err

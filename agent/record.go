@@ -146,7 +146,7 @@ func (b *boot) keep(id *identity) error {
 	err := b.tpm.WriteRecord(b.slots, tpm.Record{Slot: slot, Algorithm: id.key.Algorithm(), Pin: id.pin, Leaf: id.leaf.Raw})
 	if errors.Is(err, tpm.ErrNoNV) {
 		b.log.Warn("the certificate is not kept in the TPM and will be fetched again at each boot", "event", journal.NotKept, "err", err)
-		id.index = -1
+		id.index, b.kept = -1, err
 		return nil
 	}
 	id.index = 0

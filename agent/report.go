@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/sys/unix"
 
 	"muster/agent/internal/tpm"
@@ -37,13 +38,28 @@ func troubleOf(err error) wire.Trouble {
 	return wire.TPMFailed
 }
 
-// report tells a head what kept this node from its certificate, where it cannot see that by itself: the
+// trouble is what a head is to hear of a run that ended with err; "" for nothing.
+func (b *boot) trouble(err error) wire.Trouble {
+	var o *Outcome
+	switch {
+	case errors.As(err, &o):
+		return o.trouble
+	case err != nil || b.kept == nil:
+		return ""
+	case errors.Is(b.kept, tpm2.TPMRCNVDefined):
+		return wire.NVTaken
+	case tpm.Locked(b.kept):
+		return wire.NVLocked
+	}
+	return wire.NVFull
+}
+
+// report tells a head what keeps this node from its certificate, where it cannot see that by itself: the
 // node may have no TPM, and so nothing to ask with. It is for the administrator's `muster why`, as good
 // as can be: one round over the heads, and nothing comes of its failing. Like everything it is sent to
 // no head that does not chain to a pinned CA; without a TPM only a person can have pinned one.
-func (b *boot) report(ctx context.Context, failed error) {
-	var o *Outcome
-	if !errors.As(failed, &o) || o.trouble == "" || len(b.heads) == 0 {
+func (b *boot) report(ctx context.Context, trouble wire.Trouble) {
+	if trouble == "" || len(b.heads) == 0 {
 		return
 	}
 	if b.trust == nil {
@@ -63,10 +79,10 @@ func (b *boot) report(ctx context.Context, failed error) {
 	c := b.client(nil)
 	defer c.close()
 	c.hurry = true // each head once
-	body := wire.Encode(wire.Report{V: wire.Version, Node: b.name, Hints: hints(b.sys), Code: o.trouble})
+	body := wire.Encode(wire.Report{V: wire.Version, Node: b.name, Hints: hints(b.sys), Code: trouble})
 	for _, head := range c.heads {
 		if c.tell(ctx, head, body, reportTimeout/time.Duration(len(b.heads))) == nil {
-			b.log.Info("told a head, for muster why", "head", head.Host, "code", o.trouble)
+			b.log.Info("told a head, for muster why", "head", head.Host, "code", trouble)
 			return
 		}
 	}

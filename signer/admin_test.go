@@ -140,7 +140,7 @@ func TestWhy(t *testing.T) {
 	s.post(wire.PathChallenge, stranger.ChallengeRequest("n0"))
 	says("n0", "another TPM (EK "+stranger.ekHash())
 	s.post(wire.PathEnroll, s.answered(k.chip.nodeKey(), "n0"))
-	says("n0", "with a new key")
+	says("n0", "with another key than the one on record")
 	s.enable("n1")
 	s.disable("n1")
 	says("n1", "was disabled")

@@ -144,7 +144,8 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		if s.open(now) {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s came back%s with a new key, and its grant is used up", name, from(last.Addr, last.At)), enable, true
+		return fmt.Sprintf("%s asked%s with another key than the one on record (was its TPM cleared?), and its grant is used up",
+			name, from(last.Addr, last.At)), enable, true
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
 	case whyCAEnded:
@@ -202,6 +203,15 @@ func explainTrouble(code wire.Trouble) (says, hint string) {
 		return "it cannot write its files", "on the node: see that /run/muster can be written and has room, then muster-agent run"
 	case wire.BadAnswer:
 		return "a head's answer makes no sense to it", "node and head must be of releases that understand each other"
+	case wire.NVFull:
+		return "its TPM's NV has no room for the certificate, which it fetches at each boot",
+			"nothing, if heads are in reach at its boots; else on the node: see 'tpm2_getcap handles-nv-index' for what can be removed"
+	case wire.NVTaken:
+		return "something else is stored at Muster's places in its TPM's NV, so that it fetches the certificate at each boot",
+			"nothing, if heads are in reach at its boots; else on the node: see 'tpm2_nvreadpublic', and set other nv-slots in agent.toml"
+	case wire.NVLocked:
+		return "its TPM's owner hierarchy has a password or is switched off, so that it fetches the certificate at each boot",
+			"nothing, if heads are in reach at its boots; else on the node: tpm2_changeauth -c owner -p PASSWORD"
 	}
 	return "it has no usable TPM: the TPM fails", "on the node: muster-agent doctor; power it off completely, update the TPM's firmware or replace it"
 }

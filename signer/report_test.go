@@ -47,7 +47,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("%s: %+v", code, view)
 		}
 	}
-	s.reportFrom("10.0.0.8", reportOf("n7", wire.BadAnswer))
+	s.reportFrom("10.0.0.8", reportOf("n7", wire.Troubles[len(wire.Troubles)-1]))
 	if view := s.why("n7"); view.Report.Count != 2 || !strings.Contains(view.Sentence, " reported 2 times, last from 10.0.0.8 at ") {
 		t.Errorf("%+v", view)
 	}

@@ -153,7 +153,7 @@ type Acknowledged struct {
 	Time int64 `json:"time"`
 }
 
-// Report is POST /v1/report: why a node has no certificate, or cannot use it. It carries no proof, since
+// Report is POST /v1/report: why a node has no certificate, or cannot use or keep it. It carries no proof, since
 // the node may have no TPM.
 type Report struct {
 	V     int     `json:"v"`
@@ -177,10 +177,14 @@ const (
 	TPMFailed     Trouble = "tpm_failed"  // whatever else it does not do
 	InstallFailed Trouble = "install_failed"
 	BadAnswer     Trouble = "bad_answer" // what the head answered makes no sense to the node
+	// A node that is well, and fetches its certificate again at each boot:
+	NVFull   Trouble = "nv_full"   // the TPM's NV has no room for it
+	NVTaken  Trouble = "nv_taken"  // something else is at its places there
+	NVLocked Trouble = "nv_locked" // the owner hierarchy has a password, or is switched off
 )
 
 // Troubles are all of them.
-var Troubles = []Trouble{NoTPM, TPMMissing, TPM12, TPMBusy, TPMLocked, TPMFailed, InstallFailed, BadAnswer}
+var Troubles = []Trouble{NoTPM, TPMMissing, TPM12, TPMBusy, TPMLocked, TPMFailed, InstallFailed, BadAnswer, NVFull, NVTaken, NVLocked}
 
 // Known says whether t is one of [Troubles].
 func (t Trouble) Known() bool { return slices.Contains(Troubles, t) }
