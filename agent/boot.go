@@ -21,8 +21,9 @@ type boot struct {
 	*Agent
 	tpm   *tpm.Device
 	trust *trust
-	have  *identity // from NV, nil for none
-	kept  error     // why the certificate is not in NV; nil: it is, or was not to be written
+	have  *identity     // from NV, nil for none
+	spent time.Duration // of wait, on the lock
+	kept  error         // why the certificate is not in NV; nil: it is, or was not to be written
 }
 
 // Run is the boot flow, which may be run as often as one likes. It returns the line that says what
@@ -39,7 +40,12 @@ type boot struct {
 //
 // What a head cannot see of a run is reported to one; see report.
 func (a *Agent) Run(ctx context.Context) (line string, err error) {
-	b := &boot{Agent: a}
+	unlock, spent, err := a.lock(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	b := &boot{Agent: a, spent: spent}
 	line, err = b.start(ctx)
 	b.report(ctx, b.trouble(err))
 	return line, err
@@ -64,8 +70,8 @@ func (b *boot) run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	limit := b.wait
-	if limit == 0 {
+	limit := b.wait - b.spent
+	if b.wait == 0 {
 		limit = requestTimeout // of the one attempt
 	}
 	wait, cancel := context.WithTimeout(ctx, limit)

@@ -39,8 +39,13 @@ func (b *boot) forgetOnce() error {
 // The key stays, so that the head recognises the node; with key it goes too, and the head must enable
 // the node again before another one gets a certificate. It returns the line that says what happened.
 func (a *Agent) Forget(ctx context.Context, key bool) (string, error) {
+	unlock, _, err := a.lock(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	var records, keys bool
-	err := a.withTPM(ctx, func(d *tpm.Device) (err error) {
+	err = a.withTPM(ctx, func(d *tpm.Device) (err error) {
 		if records, err = d.EraseRecords(a.slots); err == nil && key {
 			keys, err = d.EvictKey(a.slots)
 		}

@@ -12,12 +12,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
 // WriteFile replaces path by a file that holds data and has exactly this mode, whatever the umask.
 // A symbolic link at path is replaced, not followed. An error leaves no temporary file behind; a
-// crash may leave one, named .BASE.tmp-RANDOM.
+// crash may leave one, named .BASE.tmp-RANDOM, for [Sweep].
 //
 // The system calls of a successful call:
 //
@@ -62,7 +63,7 @@ func write(path string, data []byte, mode fs.FileMode, own func(*os.File) error)
 
 // writeTemp returns the name of a synced file beside path, or an error and no file.
 func writeTemp(path string, data []byte, mode fs.FileMode, own func(*os.File) error) (name string, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-")
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix(path))
 	if err != nil {
 		return "", err
 	}
@@ -86,6 +87,21 @@ func writeTemp(path string, data []byte, mode fs.FileMode, own func(*os.File) er
 	}
 	return f.Name(), f.Close()
 }
+
+// Sweep removes the temporary files that crashes of [WriteFile] left beside path. The caller sees to it
+// that nobody writes path meanwhile.
+func Sweep(path string) error {
+	dir, prefix := filepath.Dir(path), tempPrefix(path)
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
+func tempPrefix(path string) string { return "." + filepath.Base(path) + ".tmp-" }
 
 // SyncDir makes the names in a directory durable: what was created, renamed or removed there.
 func SyncDir(path string) error {

@@ -166,3 +166,24 @@ func only(t *testing.T, path string) {
 		t.Errorf("directory holds %v, want only %s", names, filepath.Base(path))
 	}
 }
+
+// TestSweep: what a crash left of this file goes, and of no other.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	for _, name := range []string{"file", ".file.tmp-1", ".file.tmp-22", ".file2.tmp-1", "file.tmp-1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(path); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 3 || entries[0].Name() != ".file2.tmp-1" || entries[1].Name() != "file" || entries[2].Name() != "file.tmp-1" {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	if err := Sweep(filepath.Join(dir, "nosuch", "file")); err == nil {
+		t.Error("no error where there is no directory")
+	}
+}

@@ -45,6 +45,11 @@ func frame(r io.Reader) ([]byte, error) {
 // Serve makes t, a double say, a TPM for another program: it listens at a unix socket until the
 // closer is closed. Each connection sees the same t.
 func Serve(t transport.TPM, path string) (spec string, closer io.Closer, err error) {
+	return serveEach(path, func() (transport.TPM, func(), error) { return t, func() {}, nil })
+}
+
+// serveEach opens a TPM for each connection. One of them at a time has a command under way.
+func serveEach(path string, open func() (transport.TPM, func(), error)) (spec string, closer io.Closer, err error) {
 	listener, err := net.Listen("unix", path)
 	if err != nil {
 		return "", nil, err
@@ -56,14 +61,25 @@ func Serve(t transport.TPM, path string) (spec string, closer io.Closer, err err
 			if err != nil {
 				return
 			}
-			go serve(t, conn, &one)
+			go serve(open, conn, &one)
 		}
 	}()
 	return "swtpm:path=" + path, listener, nil
 }
 
-func serve(t transport.TPM, conn net.Conn, one *sync.Mutex) {
+func serve(open func() (transport.TPM, func(), error), conn net.Conn, one *sync.Mutex) {
 	defer conn.Close()
+	one.Lock()
+	t, done, err := open()
+	one.Unlock()
+	if err != nil {
+		return
+	}
+	defer func() {
+		one.Lock()
+		defer one.Unlock()
+		done()
+	}()
 	for {
 		command, err := frame(conn)
 		if err != nil {

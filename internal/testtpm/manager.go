@@ -3,6 +3,7 @@ package testtpm
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"syscall"
 
 	"github.com/google/go-tpm/tpm2"
@@ -43,6 +44,15 @@ func Manage(chip transport.TPM) (*ResourceManager, error) {
 		m.commands[tpm2.TPMCC(raw&0xFFFF)] = raw
 	}
 	return m, nil
+}
+
+// ServeManaged makes chip a TPM that several programs can use at once, as /dev/tpmrm0 is: each connection has
+// a resource manager of its own, and one command at a time reaches the chip.
+func ServeManaged(chip transport.TPM, path string) (spec string, closer io.Closer, err error) {
+	return serveEach(path, func() (transport.TPM, func(), error) {
+		m, err := Manage(chip)
+		return m, func() { m.Close() }, err
+	})
 }
 
 func (m *ResourceManager) Send(command []byte) ([]byte, error) {

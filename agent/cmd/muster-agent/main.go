@@ -47,7 +47,8 @@
 //	0    done
 //	1    get: the answer is 3xx or 4xx; doctor: something is wrong; cert, get: there is none
 //	69   no usable TPM
-//	75   try again: no head in reach, or busy; get: 5xx; not enabled or pending, and --wait is over; interrupted
+//	75   try again: no head in reach, or busy; get: 5xx; not enabled or pending, or another muster-agent at
+//	     work, and --wait is over; interrupted
 //	77   refused or revoked
 //	78   configuration or usage
 package main
