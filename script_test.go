@@ -210,6 +210,7 @@ var (
 	journalHead = regexp.MustCompile(`"head":"[^"]+","seq"`)
 	process     = regexp.MustCompile(`\buid \d+ pid \d+`)
 	machine     = regexp.MustCompile(`(signs in|firmware|0000-00-00 00:00,) (?:not synchronised; mode trust|synchronised|[0-9.]+(?:ms|s)?)`)
+	daysLeft    = regexp.MustCompile(`\bdays=89\.\d\d;`)
 	attempts    = regexp.MustCompile(`(?m)^level=INFO msg="no answer yet" .*
 `)
 	pemBody = regexp.MustCompile(`(-----BEGIN [A-Z ]+-----)(\\n|\n)(?:[A-Za-z0-9+/=]+(?:\\n|\n))+`)
@@ -235,6 +236,7 @@ func (s *stage) mask(text string) string {
 	}
 	text = monthDay.ReplaceAllString(text, "Mmm 0")
 	text = machine.ReplaceAllString(text, "$1 ...")
+	text = daysLeft.ReplaceAllString(text, "days=89.00;")
 	text = attempts.ReplaceAllString(text, "")
 	return ports.ReplaceAllString(text, "$1:PORT")
 }

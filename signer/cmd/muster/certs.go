@@ -153,8 +153,15 @@ func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
 // window is a duration that may be in days.
 type window time.Duration
 
-func (w *window) String() string { return strings.TrimSuffix(time.Duration(*w).String(), "0m0s") }
-func (w *window) Type() string   { return "duration" }
+func (w *window) Type() string { return "duration" }
+
+func (w *window) String() string {
+	const day = window(24 * time.Hour)
+	if *w >= day && *w%day == 0 {
+		return fmt.Sprintf("%dd", *w/day)
+	}
+	return strings.TrimSuffix(time.Duration(*w).String(), "0m0s")
+}
 
 func (w *window) Set(text string) error {
 	if days, ok := strings.CutSuffix(text, "d"); ok {

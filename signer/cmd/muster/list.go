@@ -81,16 +81,36 @@ var formats = []string{"table", "wide", "json", "jsonl", "yaml", "csv", "nodeset
 func (e *env) listCommand() *cobra.Command {
 	var which choice
 	var state, format string
-	var asJSON bool
+	var asJSON, check bool
+	limits := thresholds{warnBefore, critBefore}
 	c := &cobra.Command{
 		Use:   "list [-i NODES]",
 		Short: "Every node's state and certificate",
+		Long: `list shows what is on record for every node, or for some.
+
+With --check it is a plugin for Nagios, Icinga and the like: one line with performance
+data, and exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Certificates of disabled
+and revoked nodes are not looked at.`,
 		Example: `  muster certs list
   muster certs list --state open -o nodeset
+  muster certs list --expiring 30d -o nodeset
+  muster certs list --check
   muster certs list --json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := which.with(args); err != nil {
+			flags := cmd.Flags()
+			err := which.with(args)
+			switch {
+			case check && err != nil:
+				return e.verdict(checkUnknown, err.Error())
+			case check && (flags.Changed("state") || flags.Changed("output") || asJSON):
+				return e.verdict(checkUnknown, "--check goes with -i, --expiring and --critical alone")
+			case check:
+				return e.check(cmd.Context(), which.ids, limits)
+			case err != nil:
 				return err
+			}
+			if flags.Changed("critical") {
+				return fail(exitUsage, "muster certs list --check --critical 7d", "--critical is for --check")
 			}
 			if asJSON {
 				format = "json"
@@ -105,14 +125,26 @@ func (e *env) listCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if flags.Changed("expiring") {
+				nodes = expiring(nodes, limits.warning, time.Now())
+			}
 			return errors.Join(e.printNodes(nodes, format), damaged)
 		},
 	}
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if slices.Contains(e.args, "--check") {
+			return e.verdict(checkUnknown, err.Error())
+		}
+		return c.Parent().FlagErrorFunc()(c, err)
+	})
 	which.flags(c, false)
 	f := c.Flags()
 	f.StringVar(&state, "state", "", "only nodes in this `state`: "+strings.Join(stateNames(), ", "))
 	f.StringVarP(&format, "output", "o", "table", "`format`: "+strings.Join(formats, ", "))
 	f.BoolVar(&asJSON, "json", false, "the same as -o json")
+	f.Var((*window)(&limits.warning), "expiring", "only nodes whose certificate is over or has less than this left: 30d, 12h; with --check what is a warning")
+	f.BoolVar(&check, "check", false, "judge for monitoring: one line, and status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN")
+	f.Var((*window)(&limits.critical), "critical", "with --check: less than this left is critical")
 	c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	return c

@@ -142,6 +142,10 @@ func report(w io.Writer, err error) int {
 	if err == nil {
 		return exitDone
 	}
+	var quiet silent
+	if errors.As(err, &quiet) {
+		return int(quiet)
+	}
 	var f *failure
 	if !errors.As(err, &f) {
 		f = &failure{status: exitFailed, msg: err.Error()}
