@@ -48,7 +48,7 @@ func (a *Agent) lock(ctx context.Context) (release func(), waited time.Duration,
 			return release, 0, nil
 		case waited >= a.wait:
 			release()
-			return nil, 0, tryAgain("run it again when that one has ended: fuser -v "+a.path(fileLock),
+			return nil, 0, tryAgain("'muster-agent doctor' shows what that one may be waiting for, and fuser -v "+a.path(fileLock)+" which it is",
 				"another muster-agent is at work on this node (waited %v)", a.wait)
 		case first:
 			a.log.Info("another muster-agent is at work on this node; waiting for it", "up_to", a.wait)
