@@ -73,7 +73,9 @@ func TestStrangers(t *testing.T) {
 			})
 			n := newNode(t, h, "n0")
 			counter := n.counted(t)
+			n.agent("run", "--head", "https://127.0.0.1:1", "--ca", h.pin, "--wait", "0") // leaves its lock, on nobody's word
 			before := tree(t, n.root)
+			counter.Reset()
 			r := n.bootAt(url, h.pin, "--wait", "1s")
 			if r.status == 0 {
 				t.Fatalf("the node obeyed: %v", r)
