@@ -71,7 +71,7 @@ func TestNoHead(t *testing.T) {
 			t.Errorf("%q: status %d\n%s%s", c.args, status, stdout.String(), stderr.String())
 		}
 	}
-	if left, _ := filepath.Glob(root + "/run/muster/*"); len(left) > 0 {
+	if left, _ := filepath.Glob(root + "/run/muster/[^.]*"); len(left) > 0 {
 		t.Errorf("files: %v", left)
 	}
 }
