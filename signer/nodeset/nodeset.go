@@ -12,6 +12,8 @@
 //	a,b a!b a&b a^b    union, difference, intersection, exclusive or; left to right, all equal
 //	@gpu %gpu *        the nodes of a group, and all nodes, if [Parser.Group] knows them
 //
+// What else an operand may be, an address say, [Parser.Alias] knows.
+//
 // Names are kept as written, case too: letters, digits, '-', '_' and '.', 253 bytes at most.
 //
 // Where ClusterShell guesses, Parse refuses: a blank or another character in a name, the negative

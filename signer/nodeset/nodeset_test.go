@@ -245,6 +245,47 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+func TestAlias(t *testing.T) {
+	unknown := errors.New("no such address")
+	p := Parser{Max: 10, Alias: func(text string) (Set, bool, error) {
+		switch text {
+		case "10.0.0.1", "fd00::1":
+			s, err := Parse("n1")
+			return s, true, err
+		case "many":
+			s, err := Parse("n[1-11]")
+			return s, true, err
+		case "10.0.0.9":
+			return Set{}, false, unknown
+		}
+		return Set{}, false, nil
+	}}
+	for expr, want := range map[string]string{
+		"10.0.0.1":              "n1",
+		" fd00::1 ,n[2-3]":      "n[1-3]",
+		"n[1-5]!10.0.0.1":       "n[2-5]",
+		"n[1-5]&fd00::1":        "n1",
+		"n1^10.0.0.1,x":         "x",
+		"10.0.0.1,10.0.0.1,a.b": "a.b,n1",
+		"n[1,3],10.0.0.2":       "10.0.0.2,n[1,3]",
+		"many!n[2-11]!10.0.0.1": "",
+	} {
+		got, err := p.Parse(expr)
+		if err != nil || got.String() != want {
+			t.Errorf("%s: got %s, %v, want %s", expr, got, err, want)
+		}
+	}
+	for expr, want := range map[string]error{"n1,10.0.0.9": unknown, "many": ErrTooMany, "many,m": ErrTooMany} {
+		var bad *Error
+		if _, err := p.Parse(expr); !errors.Is(err, want) || !errors.As(err, &bad) {
+			t.Errorf("%s: got %v, want %v", expr, err, want)
+		}
+	}
+	if _, err := p.Parse("fd00::2"); err == nil {
+		t.Error("an address that Alias does not know was taken")
+	}
+}
+
 func TestAll(t *testing.T) {
 	set, err := Parse("r[9-10]n[1-2],b,n[01,1,10,9]")
 	if err != nil {

@@ -3,6 +3,7 @@ package nodeset
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // DefaultMax is the limit of a [Parser] that sets none.
@@ -14,6 +15,11 @@ type Parser struct {
 	// "gpu" for @gpu and %gpu, "src:gpu" for @src:gpu, "*" for *, @* and %*. Its error becomes
 	// the message of the [*Error] and is in that error's chain.
 	Group func(name string) (Set, error)
+
+	// Alias returns the nodes that an operand stands for which is no node's name, as an address: known is
+	// false where it is read as usual. It gets the text up to the next operator or blank. Its error
+	// is treated as Group's. Nil: there are none.
+	Alias func(text string) (nodes Set, known bool, err error)
 
 	// Max is the number of nodes that an expression may select, and each of its operands; 0 is
 	// DefaultMax. It is checked before memory is taken; what is united on the way to a smaller
@@ -82,10 +88,12 @@ func (r *reader) skip(c byte) bool {
 }
 
 func (r *reader) blanks() {
-	for r.pos < len(r.expr) && strings.IndexByte(" \t\r\n", r.expr[r.pos]) >= 0 {
+	for r.pos < len(r.expr) && isBlank(r.expr[r.pos]) {
 		r.pos++
 	}
 }
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 func (r *reader) digits() string {
 	n := digits(r.expr[r.pos:])
@@ -145,9 +153,12 @@ func isOperator(c byte) bool {
 	return c == byte(union) || c == byte(difference) || c == byte(intersection) || c == byte(exclusiveOr)
 }
 
-// operand = group | nodes
+// operand = group | alias | nodes
 func (r *reader) operand(op operator) error {
 	start := r.pos
+	if known, err := r.alias(op); known || err != nil {
+		return err
+	}
 	switch c := r.peek(); {
 	case c == '@' || c == '%' || c == '*':
 		return r.group(op)
@@ -188,7 +199,7 @@ func (r *reader) nodes(extra string) error {
 		case isText(c) || c != 0 && strings.IndexByte(extra, c) >= 0:
 			r.names.key = append(r.names.key, c)
 			r.pos++
-		case !isOperator(c) && strings.IndexByte(" \t\r\n", c) < 0:
+		case !isOperator(c) && !isBlank(c):
 			return r.fail(at, badCharacter(r.expr[at:]))
 		default:
 			return nil
@@ -211,6 +222,28 @@ func (r *reader) product(start int) (*grid, error) {
 		size *= n
 	}
 	return newGrid(r.names.axes), nil
+}
+
+// alias reads an operand that Parser.Alias knows.
+func (r *reader) alias(op operator) (known bool, err error) {
+	text := r.expr[r.pos:]
+	if end := strings.IndexFunc(text, func(c rune) bool { return c < utf8.RuneSelf && (isOperator(byte(c)) || isBlank(byte(c))) }); end >= 0 {
+		text = text[:end]
+	}
+	if r.Alias == nil || text == "" {
+		return false, nil
+	}
+	s, known, err := r.Alias(text)
+	if err != nil {
+		return false, &Error{Expr: r.expr, Offset: r.pos, Msg: err.Error(), err: err}
+	}
+	if !known {
+		return false, nil
+	}
+	r.pos += len(text)
+	r.pushed += s.size
+	r.bag.apply(op, s.families)
+	return true, nil
 }
 
 // group = "*" | ( "@" | "%" ) nodes; the nodes are the names of groups.
