@@ -34,7 +34,7 @@ var allowed = map[string]map[string]string{
 		"github.com/coreos/go-systemd/v22":     "sd_notify, socket activation and the journal",
 		"github.com/youmark/pkcs8":             "the CA's key, encrypted as OpenSSL does",
 		"golang.org/x/crypto":                  "pkcs8's PBKDF2 and scrypt",
-		"go.yaml.in/yaml/v3":                   "-o yaml",
+		"go.yaml.in/yaml/v3":                   "-o yaml, and ClusterShell's groups.d",
 		"golang.org/x/sys":                     "peer credentials, flock",
 		"golang.org/x/sync":                    "errgroup",
 		"golang.org/x/term":                    "go-pretty's",

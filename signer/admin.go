@@ -26,6 +26,11 @@ const (
 	AdminRevoke  = "/admin/revoke"
 	AdminRotate  = "/admin/rotate"
 	AdminHost    = "/admin/host"
+
+	AdminImport = "/admin/nodes/import"
+	AdminGroups = "/admin/nodes/groups"
+	AdminGroup  = "/admin/nodes/group"
+	AdminRemove = "/admin/nodes/remove"
 )
 
 // Frame is one line of an answer.
@@ -101,6 +106,10 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminRevoke, serveAdmin(h.adminRevoke))
 	mux.HandleFunc("POST "+AdminRotate, serveAdmin(h.adminRotate))
 	mux.HandleFunc("POST "+AdminHost, serveAdmin(h.adminHost))
+	mux.HandleFunc("POST "+AdminImport, serveAdmin(h.adminImport))
+	mux.HandleFunc("POST "+AdminGroups, serveAdmin(h.adminGroups))
+	mux.HandleFunc("POST "+AdminGroup, serveAdmin(h.adminGroup))
+	mux.HandleFunc("POST "+AdminRemove, serveAdmin(h.adminRemove))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer
@@ -213,10 +222,12 @@ func (h *Head) adminCA(ctx context.Context, _ struct{}, _ *stream) (any, error) 
 type LogRequest struct {
 	IDs   []string  `json:"ids,omitempty"`
 	Since time.Time `json:"since"`
+
+	Selector string `json:"selector,omitempty"`
 }
 
 func (h *Head) adminLog(ctx context.Context, req LogRequest, out *stream) (any, error) {
-	wanted, err := h.selector(req.IDs)
+	wanted, err := h.chosen(ctx, which{ids: req.IDs, expr: req.Selector})
 	if err != nil {
 		return nil, err
 	}

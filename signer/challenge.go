@@ -2,10 +2,12 @@ package signer
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"muster/internal/wire"
 	"muster/signer/attest"
+	"muster/signer/inventory"
 	"muster/signer/store"
 )
 
@@ -47,7 +49,7 @@ func (h *Head) challenge(ctx context.Context, body []byte, who *peer) (*wire.Cha
 }
 
 // find chooses one EK of those that the claim brings, and with it the name, the level and the
-// binding. An EK of the record leads to its slot; else the claimed name does. An EK of somebody else,
+// binding. An EK of the record leads to its slot; else name and hints do. An EK of somebody else,
 // sent beside one's own, so lends nothing: the challenge goes to that EK's TPM.
 func (h *Head) find(ctx context.Context, claim *attest.Claim) (attest.Key, *slot, *refusal) {
 	for _, ek := range claim.EKs {
@@ -60,8 +62,78 @@ func (h *Head) find(ctx context.Context, claim *attest.Claim) (attest.Key, *slot
 			return ek, s, no
 		}
 	}
-	_, s, no := h.slot(ctx, claim.Node)
+	s, no := h.claimed(ctx, claim.Node, claim.Hints)
 	return claim.EKs[0], s, no
+}
+
+// claimed is the slot of a machine whose TPM was never seen: that of the name it gives, unless what is recorded of
+// its board says otherwise; else the only one that a MAC or the UUID fits. Anybody can claim any of these: they say
+// which slot is meant, and never raise a level.
+func (h *Head) claimed(ctx context.Context, name string, hints wire.Hints) (*slot, *refusal) {
+	_, s, no := h.slot(ctx, name)
+	if no == nil {
+		no = contradicts(s, hints)
+	}
+	if no == nil || no.reason != whyUnknown && no.reason != whyOtherBoard {
+		return s, no
+	}
+	fitting, failed := h.fitting(ctx, hints)
+	switch {
+	case failed != nil:
+		return nil, failed
+	case len(fitting) == 0:
+		return nil, no
+	case len(fitting) > 1:
+		return nil, refuse(wire.NotEnabled, whyAmbiguous, "its MACs and UUID are on record for %s", fold(fitting))
+	}
+	_, s, no = h.slot(ctx, fitting[0])
+	return s, no
+}
+
+// contradicts refuses a machine that cannot be s by what is recorded of its board. What either side does not say
+// contradicts nothing.
+func contradicts(s *slot, hints wire.Hints) *refusal {
+	macs := known(hints.MACs, inventory.ReadMAC)
+	if len(s.MAC) > 0 && len(macs) > 0 && len(minus(macs, s.MAC)) == len(macs) {
+		return refuse(wire.NotEnabled, whyOtherBoard, "its MAC is %s, and %s is on record with %s", commas(macs), s.Node, commas(s.MAC))
+	}
+	uuid := commas(known([]string{hints.UUID}, inventory.ReadUUID))
+	if s.UUID != "" && uuid != "" && uuid != s.UUID {
+		return refuse(wire.NotEnabled, whyOtherBoard, "its UUID is %s, and %s is on record with %s", uuid, s.Node, s.UUID)
+	}
+	return nil
+}
+
+// fitting are the nodes that a hint names, each once.
+func (h *Head) fitting(ctx context.Context, hints wire.Hints) (names []string, no *refusal) {
+	var keys []string
+	for _, mac := range known(hints.MACs, inventory.ReadMAC) {
+		keys = append(keys, prefixMAC+mac)
+	}
+	for _, uuid := range known([]string{hints.UUID}, inventory.ReadUUID) {
+		keys = append(keys, prefixUUID+uuid)
+	}
+	for _, key := range keys {
+		owner, err := h.store.Get(ctx, key)
+		if err != nil {
+			return nil, storeRefusal(err)
+		}
+		if owner.Revision != 0 && !slices.Contains(names, string(owner.Value)) {
+			names = append(names, string(owner.Value))
+		}
+	}
+	return names, nil
+}
+
+// known are the hints that say something, in their one spelling.
+func known(hints []string, read func(string) (string, bool)) []string {
+	var values []string
+	for _, hint := range hints {
+		if value, ok := read(hint); ok {
+			values = append(values, value)
+		}
+	}
+	return values
 }
 
 // slot reads the record of a name.

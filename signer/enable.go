@@ -5,12 +5,12 @@ import (
 	"errors"
 	"maps"
 	"net"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"muster/internal/wire"
+	"muster/signer/inventory"
 	"muster/signer/nodeset"
 	"muster/signer/store"
 )
@@ -25,6 +25,9 @@ type EnableRequest struct {
 	Again bool          `json:"again,omitempty"` // revoked nodes too
 	DNS   []string      `json:"dns,omitempty"`
 	IP    []string      `json:"ip,omitempty"`
+
+	Selector string `json:"selector,omitempty"` // of package selector: narrows IDs or All
+	Create   bool   `json:"create,omitempty"`   // names that an inventory does not have, too
 }
 
 const changedSchema = "muster.changed/v1"
@@ -40,6 +43,8 @@ type Changed struct {
 	Kept      string    `json:"kept,omitempty"`     // had an open grant, which stays open as long as before
 	Closed    string    `json:"closed,omitempty"`   // by disable
 	Revoked   string    `json:"revoked,omitempty"`
+	Altered   string    `json:"changed,omitempty"` // had a record, which says something else now
+	Removed   string    `json:"removed,omitempty"`
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
 }
@@ -47,15 +52,22 @@ type Changed struct {
 // MaxWindow bounds how long a grant may wait: an open one is a door.
 const MaxWindow = 30 * 24 * time.Hour
 
-// perTx is how many nodes one transaction changes: each takes six of store.MaxOps at most, which is what revoke
-// writes: the slot, an end and a bar for each of two certificates, and an event.
-const perTx = 21
+// perTx is how many nodes one transaction changes at most, so that others get their turn; fewer where it would
+// be more than a store takes.
+const perTx = 60
 
 func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) (any, error) {
 	if err := req.check(); err != nil {
 		return nil, err
 	}
-	names, err := h.resolve(ctx, req.IDs, req.All, true)
+	create, err := h.mayCreate(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	names, err := h.resolve(ctx, which{
+		ids: req.IDs, all: req.All, expr: req.Selector,
+		unknown: "is it spelt right? muster nodes list; for a name that the inventory does not have: muster certs enable --create",
+	}, create)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +108,7 @@ func (r *EnableRequest) check() error {
 		return adminError(KindUsage, "on the node: muster-agent ek", "EK %q is not a SHA-256 in lower-case hex", r.EK)
 	}
 	for _, name := range r.DNS {
-		if !hostName.MatchString(name) {
+		if !inventory.IsHostName(name) {
 			return adminError(KindUsage, "", "--dns %q is not a DNS name", name)
 		}
 	}
@@ -139,17 +151,24 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 	if req.EK == "" {
 		return s, owner, nil
 	}
-	if s.EK != "" && s.EK != req.EK {
-		return nil, owner, adminError(KindPolicy, "muster certs show -i "+name, "%s is bound to another EK, %s", name, s.EK)
+	owner, err = h.mayPin(ctx, s, req.EK)
+	return s, owner, err
+}
+
+// mayPin refuses to bind an EK to a second name, or a name to a second EK. It returns the item that says whose
+// the EK is.
+func (h *Head) mayPin(ctx context.Context, s *slot, ek string) (owner store.Item, err error) {
+	if s.EK != "" && s.EK != ek {
+		return owner, adminError(KindPolicy, "muster certs show -i "+s.Node, "%s is bound to another EK, %s", s.Node, s.EK)
 	}
-	owner, err = h.store.Get(ctx, prefixEK+req.EK)
+	owner, err = h.store.Get(ctx, prefixEK+ek)
 	if err != nil {
-		return nil, owner, err
+		return owner, err
 	}
-	if owner.Revision != 0 && string(owner.Value) != name {
-		return nil, owner, adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, name)
+	if owner.Revision != 0 && string(owner.Value) != s.Node {
+		return owner, adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, s.Node)
 	}
-	return s, owner, nil
+	return owner, nil
 }
 
 // enable opens a grant in the record of one node, or extends the one that is open. The request is
@@ -201,12 +220,13 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 
 // DisableRequest is `muster certs disable`.
 type DisableRequest struct {
-	IDs []string `json:"ids,omitempty"`
-	All bool     `json:"all,omitempty"`
+	IDs      []string `json:"ids,omitempty"`
+	All      bool     `json:"all,omitempty"`
+	Selector string   `json:"selector,omitempty"`
 }
 
 func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream) (any, error) {
-	names, err := h.resolve(ctx, req.IDs, req.All, false)
+	names, err := h.resolve(ctx, which{ids: req.IDs, all: req.All, expr: req.Selector}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -234,6 +254,20 @@ type edit struct {
 	what outcome
 }
 
+// joined is tx with the edit of item.
+func (e *edit) joined(tx store.Tx, item store.Item) store.Tx {
+	tx.Guards = slices.Concat(tx.Guards, []store.Guard{item.Guard()}, e.tx.Guards)
+	tx.Puts = slices.Concat(tx.Puts, e.tx.Puts)
+	tx.Deletes = slices.Concat(tx.Deletes, e.tx.Deletes)
+	tx.Events = slices.Concat(tx.Events, e.tx.Events)
+	if e.what == removed {
+		tx.Deletes = append(tx.Deletes, item.Key)
+	} else {
+		tx.Puts = append(tx.Puts, put(item.Key, e.slot))
+	}
+	return tx
+}
+
 type outcome int
 
 const (
@@ -244,20 +278,23 @@ const (
 	kept
 	closed
 	revoked
+	altered
+	removed
 )
 
 // change edits the records of names, some in each transaction. A record that somebody else changes
 // meanwhile is read and edited again.
 func (h *Head) change(ctx context.Context, names []string, out *stream, one func(store.Item) (edit, error)) (*Changed, error) {
 	did := map[outcome][]string{}
-	for chunk := range slices.Chunk(names, perTx) {
-		edits, err := h.changeChunk(ctx, chunk, one)
+	for rest := names; len(rest) > 0; {
+		edits, err := h.changeChunk(ctx, rest[:min(perTx, len(rest))], one)
 		if err != nil {
 			return changed(names, did), partly(err, did)
 		}
 		for _, e := range edits {
 			did[e.what] = append(did[e.what], e.slot.Node)
 		}
+		rest = rest[len(edits):]
 		done := 0
 		for _, list := range did {
 			done += len(list)
@@ -278,6 +315,7 @@ func partly(err error, did map[outcome][]string) error {
 	return adminError(KindPartly, "do the rest again", "%v; done before that: %s", err, fold(before))
 }
 
+// changeChunk edits as many of names, from the first on, as one transaction takes.
 func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.Item) (edit, error)) ([]edit, error) {
 	for {
 		var tx store.Tx
@@ -291,13 +329,14 @@ func (h *Head) changeChunk(ctx context.Context, names []string, one func(store.I
 			if err != nil {
 				return nil, err
 			}
-			edits = append(edits, e)
-			if e.what == unchanged {
-				continue
+			with := tx
+			if e.what != unchanged {
+				with = e.joined(tx, item)
 			}
-			tx.Guards = append(append(tx.Guards, item.Guard()), e.tx.Guards...)
-			tx.Puts = append(append(tx.Puts, put(item.Key, e.slot)), e.tx.Puts...)
-			tx.Events = append(tx.Events, e.tx.Events...)
+			if len(edits) > 0 && with.Check() != nil {
+				break
+			}
+			edits, tx = append(edits, e), with
 		}
 		if err := h.store.Commit(ctx, tx); !errors.Is(err, store.ErrConflict) {
 			return edits, err
@@ -319,7 +358,7 @@ func changed(names []string, did map[outcome][]string) *Changed {
 	return &Changed{
 		Schema: changedSchema, Nodes: fold(names), Count: len(names),
 		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]), Kept: fold(did[kept]),
-		Closed: fold(did[closed]), Revoked: fold(did[revoked]), Unchanged: fold(did[unchanged]),
+		Closed: fold(did[closed]), Revoked: fold(did[revoked]), Altered: fold(did[altered]), Removed: fold(did[removed]), Unchanged: fold(did[unchanged]),
 	}
 }
 
@@ -330,97 +369,4 @@ func fold(names []string) string {
 		return strings.Join(names, ",")
 	}
 	return set.String()
-}
-
-// resolve turns selectors into names. Unless they may be created, a name without a record fails
-// the whole command.
-func (h *Head) resolve(ctx context.Context, ids []string, all, create bool) ([]string, error) {
-	if all == (len(ids) > 0) {
-		return nil, adminError(KindUsage, "-i 'n[0-99]' for some, -a for all", "say which nodes: either -i or -a")
-	}
-	if all {
-		return h.everyName(ctx)
-	}
-	set, err := parseIDs(ids)
-	if err != nil {
-		return nil, err
-	}
-	names := slices.Collect(set.All())
-	var bad []string
-	for _, name := range names {
-		if len(name) > maxNodeName {
-			return nil, adminError(KindUsage, "name the node shorter", "%q cannot be a node's name: a certificate's common name has at most %d characters", name, maxNodeName)
-		}
-		if !nodeName.MatchString(name) {
-			return nil, adminError(KindUsage, "begin and end names with a letter or a digit", "%q cannot be a node's name", name)
-		}
-		if create {
-			continue
-		}
-		item, err := h.store.Get(ctx, prefixSlot+name)
-		if err != nil && !errors.Is(err, store.ErrDamaged) { // damaged is known
-			return nil, err
-		}
-		if err == nil && item.Revision == 0 {
-			bad = append(bad, name)
-		}
-	}
-	if len(bad) > 0 {
-		return nil, adminError(KindNone, "muster certs list", "no such node: %s", fold(bad))
-	}
-	return names, nil
-}
-
-var nodeName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
-
-// maxNodeName is ub-common-name (RFC 5280, appendix A).
-const maxNodeName = 64
-
-func (h *Head) everyName(ctx context.Context) ([]string, error) {
-	var names []string
-	for item, err := range h.store.List(ctx, prefixSlot) {
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, item.Key[len(prefixSlot):])
-	}
-	if len(names) == 0 {
-		return nil, adminError(KindNone, "muster certs enable -i 'n[0-99]'", "no nodes are known yet")
-	}
-	return names, nil
-}
-
-// maxSelector bounds the work that an expression can ask for, in bytes.
-const maxSelector = 1 << 20
-
-func parseIDs(ids []string) (nodeset.Set, error) {
-	expr := strings.Join(ids, ",")
-	if len(expr) > maxSelector {
-		return nodeset.Set{}, adminError(KindUsage, "use ranges, as n[0-99], or several commands", "the nodes take %d bytes to name, more than %d", len(expr), maxSelector)
-	}
-	set, err := nodeset.Parse(expr)
-	var bad *nodeset.Error
-	switch {
-	case errors.As(err, &bad):
-		hint := "write nodes as 'n[0-99],gpu[01-16]', in quotes"
-		if errors.Is(err, nodeset.ErrTooMany) {
-			hint = "use several commands"
-		}
-		return set, adminError(KindUsage, hint, "%v\n%s", bad, bad.Caret())
-	case err == nil && set.Len() == 0:
-		return set, adminError(KindNone, "muster certs list", "%q selects no node", expr)
-	}
-	return set, err
-}
-
-// selector says whether a name was asked for; with no ids, all are.
-func (h *Head) selector(ids []string) (func(name string) bool, error) {
-	if len(ids) == 0 {
-		return func(string) bool { return true }, nil
-	}
-	set, err := parseIDs(ids)
-	if err != nil {
-		return nil, err
-	}
-	return set.Contains, nil
 }

@@ -25,7 +25,7 @@ type WhyView struct {
 }
 
 func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, error) {
-	name, err := oneName(req.ID)
+	name, err := h.oneName(ctx, req.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -55,8 +55,8 @@ func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, er
 	return view, nil
 }
 
-func oneName(id string) (name string, err error) {
-	set, err := parseIDs([]string{id})
+func (h *Head) oneName(ctx context.Context, id string) (name string, err error) {
+	set, err := h.parseIDs(ctx, []string{id})
 	if err != nil {
 		return "", err
 	}
@@ -80,6 +80,8 @@ func (v *WhyView) add(sentence, hint string) {
 func explainUnknown(name string, seen trace) (sentence, hint string) {
 	enable := "muster certs enable -i " + name
 	switch {
+	case seen.last != nil && seen.last.Reason == whyAmbiguous:
+		return fmt.Sprintf("%s asked %s%s, and is not known: %s", name, times(seen.last.Count), from(seen.last.Addr, seen.last.At), seen.last.Detail), "muster nodes list"
 	case seen.last != nil:
 		return fmt.Sprintf("%s asked %s%s, and is not known", name, times(seen.last.Count), from(seen.last.Addr, seen.last.At)), enable
 	case seen.report != nil:
@@ -146,6 +148,11 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		}
 		return fmt.Sprintf("%s asked%s with another key than the one on record (was its TPM cleared?), and its grant is used up",
 			name, from(last.Addr, last.At)), enable, true
+	case whyOtherBoard:
+		return fmt.Sprintf("another machine asked %s%s, to be %s: %s", times(last.Count), from(last.Addr, last.At), name, last.Detail),
+			"if the board was changed, import what it has now: muster nodes list -i " + name + " --json", true
+	case whyAmbiguous:
+		return fmt.Sprintf("a machine asked %s%s, to be %s: %s", times(last.Count), from(last.Addr, last.At), name, last.Detail), "muster nodes list", true
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
 	case whyCAEnded:

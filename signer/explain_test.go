@@ -142,6 +142,26 @@ var whyRows = []whyRow{
 	{"level too low", []any{whyLevel}, saw(whyLevel, "tofu is less than pinned", true),
 		"n0 asked from 192.0.2.1 at TIME with the EK EK, which is not recorded, and the grant asks for more",
 		"muster certs enable -i n0 --level pinned --ek EK"},
+	{"another board", []any{whyOtherBoard}, func(s *site, _, stranger *key) {
+		s.imports("name,mac\nn0," + mac1 + "\n")
+		s.enable("n0")
+		s.post(wire.PathChallenge, hinted{stranger, wire.Hints{MACs: []string{mac3}}}.ChallengeRequest("n0"))
+	},
+		"another machine asked once from 192.0.2.1 at TIME, to be n0: its MAC is " + mac3 + ", and n0 is on record with " + mac1,
+		"if the board was changed, import what it has now: muster nodes list -i n0 --json"},
+	{"a board of several", []any{whyAmbiguous}, func(s *site, _, stranger *key) {
+		s.imports("name,mac\nn0," + mac1 + "\nn1," + mac2 + "\nn2," + mac3 + "\n")
+		s.enable("n0")
+		s.post(wire.PathChallenge, hinted{stranger, wire.Hints{MACs: []string{mac2, mac3}}}.ChallengeRequest("n0"))
+	},
+		"a machine asked once from 192.0.2.1 at TIME, to be n0: its MACs and UUID are on record for n[1-2]",
+		"muster nodes list"},
+	{"a board of several, and no name", []any{whyAmbiguous}, func(s *site, _, stranger *key) {
+		s.imports("name,mac\nn1," + mac2 + "\nn2," + mac3 + "\n")
+		s.post(wire.PathChallenge, hinted{stranger, wire.Hints{MACs: []string{mac2, mac3}}}.ChallengeRequest("n0"))
+	},
+		"n0 asked once from 192.0.2.1 at TIME, and is not known: its MACs and UUID are on record for n[1-2]",
+		"muster nodes list"},
 	{"another name's EK", []any{whyEKTaken}, saw(whyEKTaken, "the EK is bound to n1", true), "n0 asked from 192.0.2.1 at TIME and was refused: the EK is bound to n1", "muster certs list"},
 	{"another name's key", []any{whyKeyTaken}, saw(whyKeyTaken, "the key is bound to n1", true), "n0 asked from 192.0.2.1 at TIME and was refused: the key is bound to n1", "muster certs list"},
 	{"a certificate of another record", []any{whyNotOnRecord}, func(s *site, k, _ *key) {

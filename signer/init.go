@@ -14,6 +14,7 @@ import (
 
 	"muster/internal/durable"
 	"muster/signer/attest"
+	"muster/signer/inventory"
 	"muster/signer/store"
 )
 
@@ -43,10 +44,7 @@ type Made struct {
 // ErrPlan: what was asked for cannot be made.
 var ErrPlan = errors.New("cannot make this cluster")
 
-var (
-	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	hostName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
-)
+var clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // Check fills in what p leaves open and reports ErrPlan.
 func (p *Plan) Check() error {
@@ -56,7 +54,7 @@ func (p *Plan) Check() error {
 	if p.TrustDomain == "" {
 		p.TrustDomain = trustDomain(p.Cluster)
 	}
-	if !strings.Contains(p.TrustDomain, ".") || !hostName.MatchString(p.TrustDomain) || strings.ToLower(p.TrustDomain) != p.TrustDomain {
+	if !strings.Contains(p.TrustDomain, ".") || !inventory.IsHostName(p.TrustDomain) || strings.ToLower(p.TrustDomain) != p.TrustDomain {
 		return fmt.Errorf("%w: trust domain %q is not a fully qualified name in lower case, as hpc1.example.org", ErrPlan, p.TrustDomain)
 	}
 	if len(p.Hosts) == 0 {
@@ -66,7 +64,7 @@ func (p *Plan) Check() error {
 		return fmt.Errorf("%w: the first host, %q, is longer than the %d characters of a common name", ErrPlan, p.Hosts[0], maxNodeName)
 	}
 	for _, host := range p.Hosts {
-		if net.ParseIP(host) == nil && (!hostName.MatchString(host) || looksLikeIP(host)) {
+		if net.ParseIP(host) == nil && (!inventory.IsHostName(host) || looksLikeIP(host)) {
 			return fmt.Errorf("%w: host %q is neither a DNS name nor an IP address", ErrPlan, host)
 		}
 	}

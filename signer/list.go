@@ -22,8 +22,11 @@ type NodeView struct {
 	Issued      time.Time  `json:"issued,omitzero"`
 	Expires     time.Time  `json:"expires,omitzero"`
 	WindowUntil time.Time  `json:"window_until,omitzero"`
-	// Only in `certs show`:
+	// Only of whole records, as in `certs show`:
 	Pinned bool     `json:"pinned,omitempty"`
+	MAC    []string `json:"mac,omitempty"`
+	UUID   string   `json:"uuid,omitempty"`
+	Groups []string `json:"groups,omitempty"`
 	DNS    []string `json:"dns,omitempty"`
 	IP     []string `json:"ip,omitempty"`
 	Cert   string   `json:"cert,omitempty"` // PEM
@@ -44,6 +47,7 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	}
 	if whole {
 		v.Pinned, v.DNS, v.IP = s.Pinned, s.DNS, s.IP
+		v.MAC, v.UUID, v.Groups = s.MAC, s.UUID, s.Groups
 		if s.Cert != nil {
 			v.Cert = string(certificatePEM(s.Cert.DER))
 		}
@@ -55,11 +59,13 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	return v
 }
 
-// ListRequest is `muster certs list` and `certs show`.
+// ListRequest is `muster certs list`, `certs show` and `nodes list`.
 type ListRequest struct {
 	IDs   []string `json:"ids,omitempty"`
 	State State    `json:"state,omitempty"`
 	Whole bool     `json:"whole,omitempty"`
+
+	Selector string `json:"selector,omitempty"` // of package selector: narrows IDs, or all
 }
 
 // Listed ends a listing.
@@ -74,7 +80,7 @@ func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any
 	now := h.now()
 	var done Listed
 	var damaged []string
-	for item, err := range h.asked(ctx, req.IDs) {
+	for item, err := range h.asked(ctx, which{ids: req.IDs, expr: req.Selector}) {
 		var s *slot
 		if err == nil {
 			s, err = parse[slot](item)
@@ -97,13 +103,13 @@ func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any
 	return done, nil
 }
 
-// asked yields the records of the nodes that ids name, or all; a damaged one with its key alone.
-func (h *Head) asked(ctx context.Context, ids []string) iter.Seq2[store.Item, error] {
-	if len(ids) == 0 {
+// asked yields the records of the nodes that w names, or all; a damaged one with its key alone.
+func (h *Head) asked(ctx context.Context, w which) iter.Seq2[store.Item, error] {
+	if len(w.ids) == 0 && w.expr == "" {
 		return h.store.List(ctx, prefixSlot)
 	}
 	return func(yield func(store.Item, error) bool) {
-		names, err := h.resolve(ctx, ids, false, false)
+		names, err := h.resolve(ctx, w, false)
 		if err != nil {
 			yield(store.Item{}, err)
 			return

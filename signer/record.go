@@ -21,6 +21,10 @@ const (
 	prefixEnded  = "ended/"  // + serial -> why and when a certificate ended before its time
 	prefixBarred = "barred/" // + fingerprint of a key that was revoked -> the name that had it
 	prefixCRL    = "crl/"    // + id of a CA -> crlRecord
+
+	keyInventory = "inventory" // when node names were imported first: from then on enable makes none by itself
+	prefixMAC    = "mac/"      // + MAC -> node name
+	prefixUUID   = "uuid/"     // + system UUID -> node name
 )
 
 // class is what a certificate is for. Only a node's has a slot.
@@ -81,6 +85,11 @@ type slot struct {
 	// Old is the certificate that Cert replaces; it lives until Cert is first used, so that a
 	// lost answer never locks a node out.
 	Old *issued `json:"old,omitempty"`
+
+	// What the inventory has beside names. MAC and UUID lead a machine to its record, and prove nothing.
+	MAC    []string `json:"mac,omitempty"`
+	UUID   string   `json:"uuid,omitempty"`
+	Groups []string `json:"groups,omitempty"`
 }
 
 // grant is one `certs enable`: it leads to certificates for at most one key (I1).
@@ -150,6 +159,9 @@ func put(key string, v any) store.Put {
 }
 
 func parse[T any](item store.Item) (*T, error) {
+	if item.Revision == 0 {
+		return nil, adminError(KindNone, "do it again", "record %s was removed meanwhile", item.Key)
+	}
 	v := new(T)
 	if err := json.Unmarshal(item.Value, v); err != nil {
 		return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)

@@ -44,7 +44,9 @@ const (
 	whyOverload    reason = "overload"
 	whyTooLarge    reason = "too-large"
 	whyCSR         reason = "csr"
-	whyExpired     reason = "expired" // the certificate is over
+	whyExpired     reason = "expired"     // the certificate is over
+	whyOtherBoard  reason = "other-board" // the MAC or UUID on record for the name is another
+	whyAmbiguous   reason = "ambiguous"   // MACs and UUID lead to several names
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

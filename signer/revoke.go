@@ -41,6 +41,8 @@ type RevokeRequest struct {
 	All    bool     `json:"all,omitempty"`
 	Serial string   `json:"serial,omitempty"` // hex
 	Reason string   `json:"reason,omitempty"` // one of Reasons; empty: unspecified
+
+	Selector string `json:"selector,omitempty"` // of package selector: narrows IDs or All
 }
 
 // adminRevoke ends certificates. When it returns, each head refuses them on the next request, and the CRL
@@ -53,7 +55,7 @@ func (h *Head) adminRevoke(ctx context.Context, req RevokeRequest, out *stream) 
 	if req.Serial != "" {
 		return h.revokeSerial(ctx, req, why)
 	}
-	names, err := h.resolve(ctx, req.IDs, req.All, false)
+	names, err := h.resolve(ctx, which{ids: req.IDs, all: req.All, expr: req.Selector}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +97,7 @@ func (s *slot) revoke(now time.Time, why crlReason, by string) edit {
 // revokeSerial ends one certificate. With a node's newest it is the node that is revoked: another
 // certificate for the same key would undo it.
 func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReason) (any, error) {
-	if len(req.IDs) > 0 || req.All {
+	if len(req.IDs) > 0 || req.All || req.Selector != "" {
 		return nil, adminError(KindUsage, "either --serial or -i", "--serial names a certificate, and -i nodes")
 	}
 	serial, err := readSerial(req.Serial)
@@ -117,6 +119,9 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	var done *Changed
 	if c.Class == classNode {
 		done, err = h.changeOne(ctx, c.Name, func(item store.Item) (edit, error) {
+			if item.Revision == 0 { // the node was removed, which ended it
+				return edit{slot: slot{Node: c.Name}, what: unchanged}, nil
+			}
 			s, err := parse[slot](item)
 			if err != nil {
 				return edit{}, err

@@ -93,6 +93,13 @@ func (s *sightings) keep(name string, known bool, t trace) {
 	}
 }
 
+// forget drops what is remembered of a name that has no record any more.
+func (s *sightings) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, name)
+}
+
 // of is the trace of a name; nothing in it is changed later.
 func (s *sightings) of(name string) trace {
 	s.mu.Lock()

@@ -27,13 +27,15 @@ func (e *env) certsCommand() *cobra.Command {
 
 // choice is how a command is told which nodes.
 type choice struct {
-	ids []string
-	all bool
+	ids      []string
+	all      bool
+	selector string
 }
 
 // flags uses StringArray: a StringSlice would cut n[1,3] at its comma.
 func (c *choice) flags(cmd *cobra.Command, withAll bool) {
-	cmd.Flags().StringArrayVarP(&c.ids, "ids", "i", nil, "`nodes`, as 'n[0-99],gpu[01-16]'; may be given again")
+	cmd.Flags().StringArrayVarP(&c.ids, "ids", "i", nil, "`nodes`, as 'n[0-99],gpu[01-16]', @GROUP, a MAC, an IP or a UUID; may be given again")
+	cmd.Flags().StringVar(&c.selector, "selector", "", "of these, the nodes that fit an `expression`, as 'status[state] == active and not %gpu'")
 	if withAll {
 		cmd.Flags().BoolVarP(&c.all, "all", "a", false, "all known nodes")
 	}
@@ -63,20 +65,53 @@ func (c *choice) with(args []string) error {
 	return nil
 }
 
-// completeNodes completes the last name of a set from the daemon's record.
+// completeNodes completes the last name or group of a set from the daemon's record.
 func completeNodes(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	e := &env{}
 	e.socket, _ = cmd.Flags().GetString("socket")
 	before := toComplete[:strings.LastIndexByte(toComplete, ',')+1]
 	var names []string
+	add := func(name string) {
+		if strings.HasPrefix(before+name, toComplete) {
+			names = append(names, before+name)
+		}
+	}
+	if last := toComplete[len(before):]; strings.HasPrefix(last, "@") || strings.HasPrefix(last, "%") {
+		for _, g := range e.groupNames(cmd.Context()) {
+			add(last[:1] + g)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 	call[signer.Listed](cmd.Context(), e, signer.AdminList, signer.ListRequest{}, func(f signer.Frame) error {
 		var v signer.NodeView
-		if json.Unmarshal(f.Item, &v) == nil && strings.HasPrefix(before+v.Node, toComplete) {
-			names = append(names, before+v.Node)
+		if json.Unmarshal(f.Item, &v) == nil {
+			add(v.Node)
 		}
 		return nil
 	})
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeGroup completes the group that is named before any nodes.
+func completeGroup(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return completeNodes(cmd, args, toComplete)
+	}
+	e := &env{}
+	e.socket, _ = cmd.Flags().GetString("socket")
+	return e.groupNames(cmd.Context()), cobra.ShellCompDirectiveNoFileComp
+}
+
+// groupNames are the groups that there are; none where no daemon answers.
+func (e *env) groupNames(ctx context.Context) (names []string) {
+	call[int](ctx, e, signer.AdminGroups, struct{}{}, func(f signer.Frame) error {
+		var g signer.GroupView
+		if json.Unmarshal(f.Item, &g) == nil {
+			names = append(names, g.Group)
+		}
+		return nil
+	})
+	return names
 }
 
 func (e *env) enableCommand() *cobra.Command {
@@ -110,7 +145,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 					level = string(wire.Pinned)
 				}
 			}
-			req.IDs, req.All, req.Level = which.ids, which.all, wire.Level(level)
+			req.IDs, req.All, req.Selector, req.Level = which.ids, which.all, which.selector, wire.Level(level)
 			done, err := e.change(cmd.Context(), signer.AdminEnable, req, "enabling")
 			if err != nil {
 				return err
@@ -130,6 +165,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
+	f.BoolVar(&req.Create, "create", false, "nodes that the inventory does not have, too (without an inventory that is the default)")
 	f.BoolVar(&req.Again, "again", false, "let revoked nodes enrol again: with another key, and the TPM that they had")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"tofu", "pinned"}, cobra.ShellCompDirectiveNoFileComp))
@@ -141,13 +177,7 @@ func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
 	if req.Level != "" {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
-	for _, line := range []struct{ what, nodes string }{
-		{"new", d.New}, {"opened", d.Opened}, {"extended", d.Extended}, {"kept", d.Kept},
-	} {
-		if line.nodes != "" {
-			fmt.Fprintf(e.out, "  %-9s %s\n", line.what, line.nodes)
-		}
-	}
+	e.sayLists(said{"new", d.New}, said{"opened", d.Opened}, said{"extended", d.Extended}, said{"kept", d.Kept})
 }
 
 // window is a duration that may be in days.
@@ -195,7 +225,7 @@ func (e *env) disableCommand() *cobra.Command {
 			if err := which.with(args); err != nil {
 				return err
 			}
-			done, err := e.change(cmd.Context(), signer.AdminDisable, signer.DisableRequest{IDs: which.ids, All: which.all}, "disabling")
+			done, err := e.change(cmd.Context(), signer.AdminDisable, signer.DisableRequest{IDs: which.ids, All: which.all, Selector: which.selector}, "disabling")
 			if err != nil {
 				return err
 			}

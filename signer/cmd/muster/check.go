@@ -36,12 +36,12 @@ type thresholds struct{ warning, critical time.Duration }
 
 // check is `certs list --check`: one line, performance data after a bar, and the worst status.
 // Whatever keeps it from judging is unknown, so that no usage error is taken for a verdict.
-func (e *env) check(ctx context.Context, ids []string, limits thresholds) error {
+func (e *env) check(ctx context.Context, which choice, limits thresholds) error {
 	if limits.critical > limits.warning {
 		return e.verdict(checkUnknown, fmt.Sprintf("--critical %s is more than --expiring %s",
 			(*window)(&limits.critical), (*window)(&limits.warning)))
 	}
-	views, damaged, err := e.records(ctx, signer.ListRequest{IDs: ids, Whole: true})
+	views, damaged, err := e.records(ctx, signer.ListRequest{IDs: which.ids, Selector: which.selector, Whole: true})
 	if err != nil {
 		return e.verdict(checkUnknown, err.Error())
 	}

@@ -45,6 +45,9 @@ type whole struct {
 	Pinned   bool     `json:"pinned"`
 	DNS      []string `json:"dns"`
 	IP       []string `json:"ip"`
+	MAC      []string `json:"mac"`
+	UUID     *string  `json:"uuid"`
+	Groups   []string `json:"groups"`
 	Cert     *string  `json:"cert"`
 	Replaces *string  `json:"replaces"`
 }
@@ -57,7 +60,8 @@ func rowOf(v signer.NodeView) row {
 }
 
 func wholeOf(v signer.NodeView) whole {
-	return whole{rowOf(v), v.Pinned, append([]string{}, v.DNS...), append([]string{}, v.IP...), orNull(v.Cert), orNull(v.Old)}
+	i := itemOf(v)
+	return whole{rowOf(v), v.Pinned, i.DNS, i.IP, i.MAC, i.UUID, i.Groups, orNull(v.Cert), orNull(v.Old)}
 }
 
 func orNull(s string) *string {
@@ -103,9 +107,9 @@ and revoked nodes are not looked at.`,
 			case check && err != nil:
 				return e.verdict(checkUnknown, err.Error())
 			case check && (flags.Changed("state") || flags.Changed("output") || asJSON):
-				return e.verdict(checkUnknown, "--check goes with -i, --expiring and --critical alone")
+				return e.verdict(checkUnknown, "--check goes with -i, --selector, --expiring and --critical alone")
 			case check:
-				return e.check(cmd.Context(), which.ids, limits)
+				return e.check(cmd.Context(), which, limits)
 			case err != nil:
 				return err
 			}
@@ -121,14 +125,14 @@ and revoked nodes are not looked at.`,
 			if state != "" && !slices.Contains(stateNames(), state) {
 				return fail(exitUsage, "", "--state %s is none of %s", state, strings.Join(stateNames(), ", "))
 			}
-			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, State: signer.State(state)})
+			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, Selector: which.selector, State: signer.State(state)})
 			if err != nil {
 				return err
 			}
 			if flags.Changed("expiring") {
 				nodes = expiring(nodes, limits.warning, time.Now())
 			}
-			return errors.Join(e.printNodes(nodes, format), damaged)
+			return errors.Join(e.printNodes(nodes, format, certsShape), damaged)
 		},
 	}
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -161,10 +165,10 @@ func (e *env) showCommand() *cobra.Command {
 			if err := which.with(args); err != nil {
 				return err
 			}
-			if len(which.ids) == 0 {
+			if len(which.ids) == 0 && which.selector == "" {
 				return fail(exitUsage, "muster certs show -i n0", "say which nodes")
 			}
-			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, Whole: true})
+			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, Selector: which.selector, Whole: true})
 			if err != nil {
 				return err
 			}
@@ -197,23 +201,42 @@ func (e *env) records(ctx context.Context, req signer.ListRequest) (nodes []sign
 	return nodes, damaged, err
 }
 
-func (e *env) printNodes(nodes []signer.NodeView, format string) error {
+// shape is how nodes are listed: with their certificates, or from the inventory.
+type shape struct {
+	schema string
+	row    func(signer.NodeView) any // for JSON and YAML
+	header []string                  // for CSV
+	cells  func(signer.NodeView) []string
+	table  func(e *env, nodes []signer.NodeView, wide bool)
+}
+
+var certsShape = shape{
+	schema: certsSchema,
+	row:    func(v signer.NodeView) any { return rowOf(v) },
+	header: []string{"node", "state", "level", "serial", "ek", "key", "issued", "expires", "window_until"},
+	cells: func(v signer.NodeView) []string {
+		return []string{v.Node, string(v.State), string(v.Level), v.Serial, v.EK, v.Key, stamp(v.Issued), stamp(v.Expires), stamp(v.WindowUntil)}
+	},
+	table: (*env).printTable,
+}
+
+func (e *env) printNodes(nodes []signer.NodeView, format string, as shape) error {
 	nodes = inOrder(nodes)
 	switch format {
 	case "json":
-		return e.printJSON(listing{certsSchema, each(nodes, rowOf)})
+		return e.printJSON(listing{as.schema, each(nodes, as.row)})
 	case "jsonl":
 		enc := json.NewEncoder(e.out)
 		for _, v := range nodes {
-			if err := enc.Encode(rowOf(v)); err != nil {
+			if err := enc.Encode(as.row(v)); err != nil {
 				return err
 			}
 		}
 		return nil
 	case "yaml":
-		return e.printYAML(listing{certsSchema, each(nodes, rowOf)})
+		return e.printYAML(listing{as.schema, each(nodes, as.row)})
 	case "csv":
-		return e.printCSV(nodes)
+		return e.printCSV(nodes, as)
 	case "name":
 		for _, v := range nodes {
 			fmt.Fprintln(e.out, v.Node)
@@ -223,21 +246,21 @@ func (e *env) printNodes(nodes []signer.NodeView, format string) error {
 		_, err := fmt.Fprintln(e.out, foldNodes(nodes))
 		return err
 	}
-	e.printTable(nodes, format == "wide")
+	if len(nodes) == 0 {
+		fmt.Fprintln(e.err, "no nodes")
+		return nil
+	}
+	as.table(e, nodes, format == "wide")
 	return nil
 }
 
 func (e *env) printTable(nodes []signer.NodeView, wide bool) {
-	if len(nodes) == 0 {
-		fmt.Fprintln(e.err, "no nodes")
-		return
-	}
-	t := table.NewWriter()
-	t.SetStyle(plain)
 	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "WINDOW", "TPM (EK)"}
 	if wide {
 		header = append(header, "KEY", "ISSUED")
 	}
+	t := table.NewWriter()
+	t.SetStyle(plain)
 	t.AppendHeader(header)
 	now := time.Now()
 	counts := map[signer.State]int{}
@@ -295,6 +318,9 @@ func (e *env) printNode(v signer.NodeView) {
 	line("window", strings.Trim(at(v.WindowUntil), "-"))
 	line("dns", strings.Join(v.DNS, ", "))
 	line("ip", strings.Join(v.IP, ", "))
+	line("MAC", strings.Join(v.MAC, ", "))
+	line("UUID", v.UUID)
+	line("groups", strings.Join(v.Groups, ", "))
 	line("serial", v.Serial)
 	line("key", v.Key)
 	line("issued", strings.Trim(at(v.Issued), "-"))
@@ -303,11 +329,11 @@ func (e *env) printNode(v signer.NodeView) {
 	fmt.Fprint(e.out, v.Cert)
 }
 
-func (e *env) printCSV(nodes []signer.NodeView) error {
+func (e *env) printCSV(nodes []signer.NodeView, as shape) error {
 	w := csv.NewWriter(e.out)
-	w.Write([]string{"node", "state", "level", "serial", "ek", "key", "issued", "expires", "window_until"})
+	w.Write(as.header)
 	for _, v := range nodes {
-		w.Write([]string{v.Node, string(v.State), string(v.Level), v.Serial, v.EK, v.Key, stamp(v.Issued), stamp(v.Expires), stamp(v.WindowUntil)})
+		w.Write(as.cells(v))
 	}
 	w.Flush()
 	return w.Error()

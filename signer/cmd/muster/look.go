@@ -63,7 +63,7 @@ entry cannot be changed or taken out unseen.`,
 			if err := which.with(args); err != nil {
 				return err
 			}
-			req := signer.LogRequest{IDs: which.ids}
+			req := signer.LogRequest{IDs: which.ids, Selector: which.selector}
 			if since > 0 {
 				req.Since = time.Now().Add(-since)
 			}

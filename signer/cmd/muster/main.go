@@ -5,6 +5,7 @@
 //	muster serve                           be the signer
 //	muster certs enable -i 'n[0-99]'       let these nodes enrol, for an hour
 //	muster certs disable|list|show         close a grant; look
+//	muster nodes import|list|group|remove  which nodes there are, and how to tell them apart
 //	muster why n0                          what happened last to this node, and what to do
 //	muster log                             the journal
 //	muster ca show|export                  what nodes must trust

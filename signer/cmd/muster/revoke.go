@@ -33,7 +33,7 @@ revoked.`,
 			if err := which.with(args); err != nil {
 				return err
 			}
-			req.IDs, req.All = which.ids, which.all
+			req.IDs, req.All, req.Selector = which.ids, which.all, which.selector
 			what := "certificate " + req.Serial
 			if req.Serial == "" {
 				what = which.String()
@@ -67,10 +67,14 @@ revoked.`,
 
 // String is the choice as it was written, for a question.
 func (c *choice) String() string {
-	if c.all {
-		return "all known nodes"
+	text := strings.Join(c.ids, ",")
+	if len(c.ids) == 0 && (c.all || c.selector != "") {
+		text = "all known nodes"
 	}
-	return strings.Join(c.ids, ",")
+	if c.selector != "" {
+		text += " that fit " + c.selector
+	}
+	return text
 }
 
 // yes is the consent that destroying something needs: --yes, or the answer of a person at a terminal.

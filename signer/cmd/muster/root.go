@@ -118,7 +118,7 @@ the administrator enabled and that proves itself with its TPM.
 	})
 	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "the daemon's admin `path`")
 	root.PersistentFlags().String("config", "", "configuration `file` (default /etc/muster/signer.toml, if it is there)")
-	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand())
+	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.nodesCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand())
 	return root
 }
 
