@@ -151,6 +151,7 @@ func (b *boot) finish(ctx context.Context, id *identity, at *contact, self *wire
 		return "", err
 	}
 	g.status.State, g.status.Head = self.State, at.head
+	g.roots = stillTrusted(g.roots, self.CAs)
 	if err := b.install(g); err != nil {
 		return "", err
 	}

@@ -146,6 +146,7 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 		return "", err
 	}
 	g.status.State, g.status.Head = self.State, at.head
+	g.roots = stillTrusted(g.roots, self.CAs)
 	if err := b.install(g); err != nil {
 		return "", err
 	}

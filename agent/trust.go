@@ -240,6 +240,16 @@ func (t *trust) roots(sent []*x509.Certificate, at time.Time) []*x509.Certificat
 	return found
 }
 
+// stillTrusted leaves out of roots what the head no longer names: a CA that has ended, or is over, and that the
+// kernel command line pins all the same. A head takes trust away, and never adds any.
+func stillTrusted(roots []*x509.Certificate, named []string) []*x509.Certificate {
+	kept := slices.DeleteFunc(slices.Clone(roots), func(c *x509.Certificate) bool { return !slices.Contains(named, pinOf(c).String()) })
+	if len(kept) == 0 {
+		return roots
+	}
+	return kept
+}
+
 // links returns what goes along with leaf, so that who trusts one CA of a rotation alone can verify it: the
 // intermediates and cross-certificates that lead from its issuer to others, among those at hand.
 func links(leaf *x509.Certificate, at []*x509.Certificate) []*x509.Certificate {

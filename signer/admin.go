@@ -202,12 +202,12 @@ func (h *Head) adminCA(ctx context.Context, _ struct{}, _ *stream) (any, error) 
 		Expires: ca.cert.NotAfter.UTC(), CRL: h.crlURL(ca),
 	}
 	for _, a := range r.members {
-		n, err := h.certificatesOf(ctx, a.id(), now)
+		use, err := h.usage(ctx, a, now)
 		if err != nil {
 			return nil, err
 		}
 		view.CAs = append(view.CAs, CAState{
-			ID: a.id(), Role: string(a.role), Pin: a.pin(), Since: a.since.Truncate(time.Second), Expires: a.cert.NotAfter.UTC(), Certificates: n,
+			ID: a.id(), Role: string(a.role), Pin: a.pin(), Since: a.since.Truncate(time.Second), Expires: a.cert.NotAfter.UTC(), Certificates: use.good,
 		})
 	}
 	if r.byRole(roleNext) == nil {

@@ -33,6 +33,7 @@ type authority struct {
 	chain       []*x509.Certificate // of an intermediate: those above it, the root last
 	key         crypto.Signer       // nil: it signs nothing any more
 	keyFile     string              // below ca/
+	gone        bool                // with its key
 	role        role
 	since       time.Time // of the role
 	cross, back []byte    // see caMember
@@ -88,16 +89,21 @@ func caTemplate(subject pkix.Name, ski []byte, from, to time.Time) *x509.Certifi
 	}
 }
 
-// certifyCA makes a cross-certificate: the name and key of other under a's name. Who trusts a so trusts other, as
-// long as both would be trusted anyway.
-func (a *authority) certifyCA(other *authority) ([]byte, error) {
-	to := other.cert.NotAfter
-	if a.cert.NotAfter.Before(to) {
-		to = a.cert.NotAfter
-	}
-	tmpl := caTemplate(pkix.Name{}, other.cert.SubjectKeyId, later(a.cert.NotBefore, other.cert.NotBefore), to)
-	tmpl.RawSubject = other.cert.RawSubject
-	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, other.cert.PublicKey, a.key)
+// certifyNext makes a cross-certificate: the name and key of a's successor under a's name. Who trusts a so trusts
+// the successor, as long as both would be trusted anyway.
+func (a *authority) certifyNext(next *authority) ([]byte, error) {
+	tmpl := caTemplate(pkix.Name{}, next.cert.SubjectKeyId, later(a.cert.NotBefore, next.cert.NotBefore), earlier(a.cert.NotAfter, next.cert.NotAfter))
+	tmpl.RawSubject = next.cert.RawSubject
+	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, next.cert.PublicKey, a.key)
+}
+
+// certifyBefore makes the other cross-certificate, for who trusts a alone: it is good until all that the CA before a
+// signed is over, and for no other CA below that one. Whoever gets hold of the old key gains as little as can be.
+func (a *authority) certifyBefore(old *authority, until time.Time) ([]byte, error) {
+	tmpl := caTemplate(pkix.Name{}, old.cert.SubjectKeyId, later(a.cert.NotBefore, old.cert.NotBefore), earlier(until, earlier(a.cert.NotAfter, old.cert.NotAfter)))
+	tmpl.RawSubject = old.cert.RawSubject
+	tmpl.MaxPathLenZero = true
+	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, old.cert.PublicKey, a.key)
 }
 
 // complete gives a certificate that was made elsewhere what it may lack: a key identifier, as it would have had it
@@ -106,8 +112,11 @@ func (a *authority) complete() (err error) {
 	if a.cert.KeyUsage == 0 {
 		a.cert.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	}
-	if len(a.cert.SubjectKeyId) < 8 {
+	if len(a.cert.SubjectKeyId) == 0 {
 		a.cert.SubjectKeyId, err = keyID(a.cert.PublicKey)
+	}
+	if err == nil && len(a.cert.SubjectKeyId) < 8 {
+		err = errors.New("CA certificate: its subject key identifier has fewer than 8 bytes")
 	}
 	return err
 }
@@ -197,6 +206,13 @@ func serialHex(n *big.Int) string { return fmt.Sprintf("%032x", n) }
 
 func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 func later(a, b time.Time) time.Time {

@@ -6,12 +6,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"math/big"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"muster/internal/durable"
+	"muster/internal/journal"
 	"muster/signer/store"
 )
 
@@ -65,9 +66,11 @@ func (h *Head) signCRLs(ctx context.Context) error {
 	}
 	var failed error
 	for _, ca := range h.ring.Load().all() {
-		err := h.signCRL(ctx, ca, now)
+		err := h.signCRL(ctx, ca.id(), now)
 		for errors.Is(err, store.ErrConflict) { // another head, or this one for somebody else, was first
-			err = h.signCRL(ctx, ca, now)
+			if err = h.followRing(ctx); err == nil {
+				err = h.signCRL(ctx, ca.id(), now)
+			}
 		}
 		failed = errors.Join(failed, err)
 	}
@@ -85,12 +88,35 @@ func (h *Head) lastCRL(ctx context.Context, ca *authority) (store.Item, *crlReco
 	return item, last, err
 }
 
+// damagedCRL goes on from the CRL that is published, where the record of its number cannot be read.
+func (h *Head) damagedCRL(ctx context.Context, ca *authority, err error) (*crlRecord, error) {
+	der := ca.crl.der.Load()
+	if !errors.Is(err, store.ErrDamaged) || der == nil {
+		return nil, err
+	}
+	list, parseErr := x509.ParseRevocationList(*der)
+	if parseErr != nil {
+		return nil, err
+	}
+	h.log.Error("the record of the last CRL cannot be read: going on from the one that is published", "event", journal.Upkeep, "ca", ca.id(), "err", err)
+	return &crlRecord{Number: list.Number.Int64(), ThisUpdate: list.ThisUpdate}, nil
+}
+
 // signCRL makes the next CRL of a CA, records its number, and only then publishes it. What ended before the
 // call is on it.
-func (h *Head) signCRL(ctx context.Context, ca *authority, now time.Time) error {
+func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
+	r := h.ring.Load() // with the role that the CA has at this moment
+	ca := r.byID(id)
+	if ca == nil || ca.key == nil {
+		return nil
+	}
 	item, last, err := h.lastCRL(ctx, ca)
+	guards := []store.Guard{r.item.Guard(), item.Guard()}
 	if err != nil {
-		return err
+		if last, err = h.damagedCRL(ctx, ca, err); err != nil {
+			return err
+		}
+		guards = guards[:1]
 	}
 	next := crlRecord{Number: last.Number + 1, ThisUpdate: later(now, last.ThisUpdate)}
 	entries, err := h.endedEntries(ctx, ca, now)
@@ -104,7 +130,7 @@ func (h *Head) signCRL(ctx context.Context, ca *authority, now time.Time) error 
 	if err != nil {
 		return err
 	}
-	err = h.store.Commit(ctx, store.Tx{Guards: []store.Guard{item.Guard()}, Puts: []store.Put{put(item.Key, next)}})
+	err = h.store.Commit(ctx, store.Tx{Guards: guards, Puts: []store.Put{put(item.Key, next)}})
 	if err != nil {
 		return err
 	}
@@ -112,28 +138,34 @@ func (h *Head) signCRL(ctx context.Context, ca *authority, now time.Time) error 
 	return h.publishCRL(ca, next.Number, der)
 }
 
+// endedEntries are what a CA's CRL lists. A record that cannot be read must keep nothing off the list: what it was
+// about is listed by its key, for each CA, since it says no more whose it was.
 func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) ([]x509.RevocationListEntry, error) {
 	var entries []x509.RevocationListEntry
 	listed := map[string]bool{}
-	for item, err := range h.store.List(ctx, prefixEnded) {
-		if err != nil {
-			return nil, err
+	list := func(key string, at time.Time, why crlReason) {
+		if serial, ok := new(big.Int).SetString(key, 16); ok && serial.Sign() > 0 && !listed[key] {
+			entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: at, ReasonCode: int(why)})
+			listed[key] = true
 		}
-		e, err := parse[ended](item)
-		if err != nil {
-			return nil, err
-		}
-		if e.CA != ca.id() || now.After(e.NotAfter.Add(keptFor)) {
-			continue
-		}
-		serial, ok := new(big.Int).SetString(item.Key[len(prefixEnded):], 16)
-		if !ok {
-			return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
-		}
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: e.At, ReasonCode: int(e.Reason)})
-		listed[serial.String()] = true
 	}
-	if h.ring.Load().lives(ca.id()) {
+	for item, err := range h.store.List(ctx, prefixEnded) {
+		serial := strings.TrimPrefix(item.Key, prefixEnded)
+		var e *ended
+		if err == nil {
+			e, err = parse[ended](item)
+		}
+		switch {
+		case errors.Is(err, store.ErrDamaged):
+			h.log.Error("the record of a certificate's end cannot be read: it is listed all the same", "event", journal.Upkeep, "serial", serial, "err", err)
+			list(serial, ca.cert.NotBefore, unspecified)
+		case err != nil:
+			return nil, err
+		case e.CA == ca.id() && !now.After(e.NotAfter.Add(keptFor)):
+			list(serial, e.At, e.Reason)
+		}
+	}
+	if !ca.ended() {
 		return entries, nil
 	}
 	// Of a CA that ended, all ended with it.
@@ -142,19 +174,15 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 		why = caCompromise
 	}
 	for item, err := range h.store.List(ctx, prefixCert) {
-		if err != nil {
+		var c *certRecord
+		if err == nil {
+			c, err = parse[certRecord](item)
+		}
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
 			return nil, err
 		}
-		c, err := parse[certRecord](item)
-		if err != nil {
-			return nil, err
-		}
-		serial, ok := new(big.Int).SetString(item.Key[len(prefixCert):], 16)
-		if !ok {
-			return nil, fmt.Errorf("record %s: %w", item.Key, store.ErrDamaged)
-		}
-		if c.CA == ca.id() && !now.After(c.NotAfter.Add(keptFor)) && !listed[serial.String()] {
-			entries = append(entries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: ca.since, ReasonCode: int(why)})
+		if err != nil || c.CA == ca.id() && !now.After(c.NotAfter.Add(keptFor)) {
+			list(strings.TrimPrefix(item.Key, prefixCert), ca.since, why)
 		}
 	}
 	return entries, nil
@@ -187,7 +215,7 @@ const allCRLs = "crl.pem"
 
 func (h *Head) crlsPEM() []byte {
 	var text []byte
-	for _, ca := range h.ring.Load().all() {
+	for _, ca := range h.ring.Load().members {
 		if der := ca.crl.der.Load(); der != nil {
 			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: *der})...)
 		}

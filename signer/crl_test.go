@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"muster/internal/testtpm"
-	"muster/signer/store"
 )
 
 // crlNow signs a CRL and returns it as it is served, having checked what is true of each.
@@ -131,25 +130,6 @@ func TestCRLIsDueWhenACertificateEnds(t *testing.T) {
 	equal(t, "due before the first use", due(), false)
 	equal(t, "first use", use(s.Head, next), "")
 	equal(t, "due after the first use", due(), true)
-}
-
-// TestCRLIsNotSignedWithoutItsEntries: an entry that cannot be read must not fall off the list.
-func TestCRLIsNotSignedWithoutItsEntries(t *testing.T) {
-	s := newSite(t)
-	id, before := s.ca().id(), s.crlBytes()
-	for _, bad := range []store.Put{
-		{Key: prefixEnded + "no-serial", Value: []byte(`{"ca":"` + id + `","at":"2026-06-01T12:00:00Z","reason":4,"not_after":"2027-06-01T12:00:00Z"}`)},
-		{Key: prefixEnded + "0a", Value: []byte("{")},
-	} {
-		s.must(s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{bad}}))
-		if err := s.signCRLs(context.Background()); err == nil {
-			t.Errorf("%s: signed", bad.Key)
-		}
-		if !bytes.Equal(s.crlBytes(), before) {
-			t.Errorf("%s: another CRL is served", bad.Key)
-		}
-		s.must(s.store.Commit(context.Background(), store.Tx{Deletes: []string{bad.Key}}))
-	}
 }
 
 // TestCRLFiles: web servers on the head load the same CRL, as DER and as PEM.

@@ -48,8 +48,11 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 		if !no.conflict() {
 			return nil, no
 		}
-		// Somebody changed the record in between: look again. The proof stands for the grant that
+		// Somebody changed the record in between, or the CAs: look again. The proof stands for the grant that
 		// it named, and for that one only.
+		if err := h.followRing(ctx); err != nil {
+			return nil, storeRefusal(err)
+		}
 		if item, s, no = h.slot(ctx, at.Slot()); no != nil {
 			return nil, no
 		}
@@ -76,18 +79,19 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 		return nil, no
 	}
 	failpoint("claim")
-	cert, err := h.certify(at, s, now)
+	r := h.ring.Load() // the transaction guards that it is still the one: nothing is signed by a CA that has ended
+	cert, err := h.certify(r.byRole(roleActive), at, s, now)
 	if err != nil {
 		return nil, refuse(wire.Busy, whySigning, "%v", err)
 	}
 	failpoint("signed")
 	err = h.store.Commit(ctx, store.Tx{
-		Guards: []store.Guard{item.Guard(), bound.ek.Guard(), bound.key.Guard(), bound.barred.Guard()},
+		Guards: []store.Guard{item.Guard(), bound.ek.Guard(), bound.key.Guard(), bound.barred.Guard(), r.item.Guard()},
 		Puts: append(s.ending(now),
 			put(item.Key, s.with(cert, at.EK())),
 			store.Put{Key: bound.ek.Key, Value: []byte(s.Node)},
 			store.Put{Key: bound.key.Key, Value: []byte(s.Node)},
-			put(prefixCert+cert.Serial, certRecord{Class: classNode, Name: s.Node, CA: cert.CA, NotAfter: cert.NotAfter}),
+			put(prefixCert+cert.Serial, certRecord{Class: classNode, Name: s.Node, CA: cert.CA, Key: cert.Key, NotAfter: cert.NotAfter}),
 		),
 		Events: []store.Event{event(now, "issue", s.Node, map[string]string{
 			"serial": cert.Serial, "ek": at.EK(), "key": at.Key(), "level": string(at.Level()), "grant": at.Grant(),

@@ -76,6 +76,7 @@ type Head struct {
 	crlAsked   chan struct{}
 	publishing sync.Mutex    // of CRLs
 	rotating   sync.Mutex    // of the ring's successors
+	rehosting  sync.Mutex    // of the hosts' successors
 	working    chan struct{} // a token for each request that does public-key work
 	seen       *sightings
 	refusals   *throttle
@@ -101,7 +102,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	for _, load := range []func(context.Context) error{h.loadCluster, h.loadRing, h.loadEpochs, h.loadFloor, h.loadCRLs} {
+	for _, load := range []func(context.Context) error{h.loadCluster, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}
@@ -189,6 +190,9 @@ func (h *Head) loadFloor(ctx context.Context) error {
 	for _, ca := range h.ring.Load().all() {
 		_, last, err := h.lastCRL(ctx, ca)
 		if err != nil {
+			last, err = h.damagedCRL(ctx, ca, err)
+		}
+		if err != nil {
 			return err
 		}
 		h.signed(last.ThisUpdate)
@@ -198,15 +202,13 @@ func (h *Head) loadFloor(ctx context.Context) error {
 
 // loadCRLs serves the CRLs of the last run until there are newer ones.
 func (h *Head) loadCRLs(context.Context) error {
-	for _, ca := range h.ring.Load().all() {
+	for _, ca := range h.ring.Load().members {
 		der, err := os.ReadFile(h.crlFile(ca))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
+		if err == nil {
+			ca.crl.der.Store(&der)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			h.log.Error("the CRL of the last run cannot be read", "event", journal.Upkeep, "err", err)
 		}
-		if err != nil {
-			return err
-		}
-		ca.crl.der.Store(&der)
 	}
 	return nil
 }
@@ -265,7 +267,11 @@ func (h *Head) tend(ctx context.Context) error {
 			crl = true
 		case <-tick.C:
 		}
-		now := h.now()
+		// A clock that was far ahead for a moment must not undo what time undoes: before that, there is a record of
+		// a moment not long ago.
+		now, steady := h.now(), h.steady()
+		h.try("what another head did is not known", errors.Join(h.followRing(ctx), h.followHosts(ctx)))
+		h.tidy()
 		if h.verifier.Epochs.Due(now) {
 			h.try("epoch key not changed", h.rotateEpoch())
 		}
@@ -277,11 +283,17 @@ func (h *Head) tend(ctx context.Context) error {
 			if h.try("CRL not signed", h.signCRLs(ctx)) {
 				crlAt = now.Add(crlEvery)
 			}
-			h.try("records of what is long over not removed", h.prune(ctx, now))
-			h.try("a CA that is over is not taken leave of", h.retire(ctx, now))
+			h.try("the next CA does not vouch for the one that signs", h.linkBack(ctx, now))
+			if steady {
+				h.try("records of what is long over not removed", h.prune(ctx, now))
+				h.try("a CA that is over is not taken leave of", h.retire(ctx, now))
+			}
 		}
 	}
 }
+
+// steady says whether the clock is not more than a day past the last record.
+func (h *Head) steady() bool { return h.now().Unix()-h.floor.Load() < 24*60*60 }
 
 func (h *Head) try(failed string, err error) (ok bool) {
 	if err != nil {

@@ -24,6 +24,9 @@ const hostsSchema = "muster.hosts/v1"
 
 // adminHost changes the names in the heads' own certificates, and makes this head another one at once.
 func (h *Head) adminHost(ctx context.Context, req HostRequest, _ *stream) (any, error) {
+	h.rehosting.Lock()
+	defer h.rehosting.Unlock()
+	ctx = context.WithoutCancel(ctx) // an interrupt must not leave half of it
 	item, err := h.store.Get(ctx, keyCluster)
 	if err != nil {
 		return nil, err
@@ -66,4 +69,17 @@ func (h *Head) adminHost(ctx context.Context, req HostRequest, _ *stream) (any, 
 		return nil, adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "the names are on record; but there is no certificate with them yet: %v", err)
 	}
 	return HostView{hostsSchema, hosts}, nil
+}
+
+// followHosts takes the names that are on record, where another head has changed them.
+func (h *Head) followHosts(ctx context.Context) error {
+	item, err := h.store.Get(ctx, keyCluster)
+	if err != nil {
+		return err
+	}
+	c, err := parse[cluster](item)
+	if err == nil {
+		h.hosts.Store(&c.Hosts)
+	}
+	return err
 }

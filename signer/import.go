@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -36,7 +38,7 @@ func Import(certs, key []byte, passphrase Passphrase, now time.Time) (*Imported,
 	return &Imported{a}, a.usable(now)
 }
 
-// readChain orders what may come in any order behind the first.
+// readChain finds the way from the first certificate up to a root, among what may come in any order behind it.
 func readChain(text []byte) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
@@ -49,37 +51,46 @@ func readChain(text []byte) ([]*x509.Certificate, error) {
 		}
 		all = append(all, c)
 	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("%w: no certificate (PEM) is in the file", ErrImport)
+	if len(all) == 0 || len(all) > maxChain {
+		return nil, fmt.Errorf("%w: %d certificates (PEM) are in the file, not 1 to %d", ErrImport, len(all), maxChain)
 	}
-	chain := all[:1:1]
-	for last := chain[0]; !isRoot(last); last = chain[len(chain)-1] {
-		above := issuerOf(last, all)
-		if above == nil || len(chain) == len(all) {
-			return nil, fmt.Errorf("%w: the issuer of %q is missing: nodes pin the root, so that the file must lead up to it", ErrImport, last.Subject)
-		}
-		chain = append(chain, above)
+	chain := wayUp(all[:1], all[1:])
+	if chain == nil {
+		return nil, fmt.Errorf("%w: the issuer of %q is missing: nodes pin the root, so that the file must lead up to it", ErrImport, all[0].Subject)
 	}
 	return chain, nil
+}
+
+const maxChain = 8 // certificates; each goes along in every handshake
+
+// wayUp is chain with what leads from its last to a root; nil where nothing does.
+func wayUp(chain, others []*x509.Certificate) []*x509.Certificate {
+	last := chain[len(chain)-1]
+	if isRoot(last) {
+		return chain
+	}
+	for i, above := range others {
+		if !bytes.Equal(above.RawSubject, last.RawIssuer) || last.CheckSignatureFrom(above) != nil {
+			continue
+		}
+		rest := slices.Concat(others[:i], others[i+1:])
+		if found := wayUp(slices.Concat(chain, []*x509.Certificate{above}), rest); found != nil {
+			return found
+		}
+	}
+	return nil
 }
 
 func isRoot(c *x509.Certificate) bool {
 	return bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
 
-func issuerOf(c *x509.Certificate, among []*x509.Certificate) *x509.Certificate {
-	for _, above := range among {
-		if bytes.Equal(above.RawSubject, c.RawIssuer) && !bytes.Equal(above.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo) &&
-			c.CheckSignatureFrom(above) == nil {
-			return above
-		}
-	}
-	return nil
-}
-
 // readForeignKey reads what OpenSSL, or xCAT with it, wrote.
 func readForeignKey(text []byte, passphrase Passphrase) (crypto.Signer, error) {
-	block, _ := pem.Decode(text)
+	block, rest := pem.Decode(text)
+	if block != nil && block.Type == "EC PARAMETERS" { // openssl ecparam puts the curve before the key
+		block, _ = pem.Decode(rest)
+	}
 	if block == nil {
 		return nil, fmt.Errorf("%w: the key is not PEM", ErrImport)
 	}
@@ -119,12 +130,18 @@ func (a *authority) usable(now time.Time) error {
 	}
 	switch pub := a.cert.PublicKey.(type) {
 	case *rsa.PublicKey:
-		if pub.N.BitLen() < 2048 {
-			return refuse("its RSA key has %d bits, fewer than 2048", pub.N.BitLen())
+		if n := pub.N.BitLen(); n < 2048 || n > 8192 {
+			return refuse("its RSA key has %d bits, not 2048 to 8192", n)
 		}
 	case *ecdsa.PublicKey:
+		if pub.Curve == elliptic.P224() {
+			return refuse("its key is on the curve P-224")
+		}
 	default:
 		return refuse("its key is neither RSA nor ECDSA")
+	}
+	if err := a.sample(a.root(), append(a.chain[:len(a.chain):len(a.chain)], a.cert), now); err != nil {
+		return refuse("what it signs for nodes and heads would not verify: %v", err)
 	}
 	return nil
 }

@@ -40,7 +40,8 @@ const (
 type certRecord struct {
 	Class    class     `json:"class"`
 	Name     string    `json:"name"`
-	CA       string    `json:"ca"` // id of the CA that signed it
+	CA       string    `json:"ca"`            // id of the CA that signed it
+	Key      string    `json:"key,omitempty"` // a node's: fingerprint
 	NotAfter time.Time `json:"not_after"`
 	DER      []byte    `json:"der,omitempty"` // where no other record has it
 }

@@ -67,7 +67,11 @@ func (h *Head) adminRevoke(ctx context.Context, req RevokeRequest, out *stream) 
 		}
 		return s.revoke(now, why, byWhom(ctx)), nil
 	})
-	return done, errors.Join(err, h.listRevoked(ctx))
+	if err != nil {
+		h.crlDue() // some may be done
+		return nil, err
+	}
+	return done, h.listRevoked(ctx)
 }
 
 // revoke closes the slot, ends its certificates and bars their keys for ever.
@@ -94,10 +98,10 @@ func (s *slot) revoke(now time.Time, why crlReason, by string) edit {
 	return e
 }
 
-// revokeSerial ends one certificate. With a node's newest it is the node that is revoked: another
-// certificate for the same key would undo it.
+// revokeSerial ends one certificate. With a node's newest it is the node that is revoked: another certificate
+// for the same key would undo it.
 func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReason) (any, error) {
-	if len(req.IDs) > 0 || req.All || req.Selector != "" {
+	if len(req.IDs) > 0 || req.All {
 		return nil, adminError(KindUsage, "either --serial or -i", "--serial names a certificate, and -i nodes")
 	}
 	serial, err := readSerial(req.Serial)
@@ -115,36 +119,54 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	if err != nil {
 		return nil, err
 	}
+	bar, err := h.store.Get(ctx, prefixBarred+c.Key)
+	bar.Key = prefixBarred + c.Key
+	if err != nil {
+		return nil, err
+	}
 	now := h.now()
 	var done *Changed
-	if c.Class == classNode {
+	slotItem, err := h.store.Get(ctx, prefixSlot+c.Name)
+	if err != nil {
+		return nil, err
+	}
+	if c.Class == classNode && slotItem.Revision != 0 {
 		done, err = h.changeOne(ctx, c.Name, func(item store.Item) (edit, error) {
-			if item.Revision == 0 { // the node was removed, which ended it
-				return edit{slot: slot{Node: c.Name}, what: unchanged}, nil
-			}
 			s, err := parse[slot](item)
 			if err != nil {
 				return edit{}, err
 			}
-			return s.revokeSerial(serial, now, why, byWhom(ctx)), nil
+			return s.revokeSerial(serial, bar, now, why, byWhom(ctx)), nil
 		})
 	} else {
 		done, err = h.endOther(ctx, serial, c, now, why)
 	}
+	if err != nil {
+		return nil, err
+	}
+	if server := h.server.Load(); server != nil && serialHex(server.Leaf.SerialNumber) == serial {
+		err = h.renewServer(ctx)
+	}
 	return done, errors.Join(err, h.listRevoked(ctx))
 }
 
-// revokeSerial ends the certificate that the node's newest replaces, or all of the node.
-func (s *slot) revokeSerial(serial string, now time.Time, why crlReason, by string) edit {
-	switch {
-	case s.Cert != nil && s.Cert.Serial == serial:
+// revokeSerial ends the certificate that the node's newest replaces, or all of the node; of one that has ended
+// before, it bars the key. bar is the item that does so. The key of the newest is barred with the node alone, which
+// a compromised key ends, whichever of its certificates is named.
+func (s *slot) revokeSerial(serial string, bar store.Item, now time.Time, why crlReason, by string) edit {
+	key := strings.TrimPrefix(bar.Key, prefixBarred)
+	if s.Cert != nil && (s.Cert.Serial == serial || s.Cert.Key == key && why == keyCompromise) {
 		return s.revoke(now, why, by)
-	case s.Old == nil || s.Old.Serial != serial:
-		return edit{slot: *s, what: unchanged} // it has ended before
 	}
-	e := edit{slot: *s, what: revoked}
-	e.slot.Old = nil
-	e.tx.Puts = []store.Put{s.Old.end(now, why)}
+	e := edit{slot: *s, what: unchanged}
+	if s.Old != nil && s.Old.Serial == serial {
+		e.what, e.slot.Old = revoked, nil
+		e.tx.Puts = []store.Put{s.Old.end(now, why)}
+	}
+	if bar.Revision == 0 && (s.Cert == nil || s.Cert.Key != key) {
+		e.what = revoked
+		e.tx.Puts = append(e.tx.Puts, store.Put{Key: bar.Key, Value: []byte(s.Node)})
+	}
 	e.tx.Events = []store.Event{event(now, "revoke", s.Node, map[string]string{"serial": serial, "reason": fmt.Sprint(int(why)), "by": by})}
 	return e
 }
@@ -189,22 +211,40 @@ func (h *Head) listRevoked(ctx context.Context) error {
 	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed: %v", err)
 }
 
-// prune removes the records of certificates that are long over.
+// prune removes the records of certificates that are long over, and of their ends. What cannot be read stays.
 func (h *Head) prune(ctx context.Context, now time.Time) error {
-	var over []string
-	for item, err := range h.store.List(ctx, prefixCert) {
-		if err != nil {
-			return err
+	over := func(prefix string, notAfter func(store.Item) (time.Time, error)) (keys []string, err error) {
+		for item, err := range h.store.List(ctx, prefix) {
+			if err != nil && !errors.Is(err, store.ErrDamaged) {
+				return nil, err
+			}
+			if at, err := notAfter(item); err == nil && now.After(at.Add(keptFor)) {
+				keys = append(keys, item.Key)
+			}
 		}
+		return keys, nil
+	}
+	certs, err := over(prefixCert, func(item store.Item) (time.Time, error) {
 		c, err := parse[certRecord](item)
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
-		if serial := item.Key[len(prefixCert):]; now.After(c.NotAfter.Add(keptFor)) {
-			over = append(over, prefixCert+serial, prefixEnded+serial)
-		}
+		return c.NotAfter, nil
+	})
+	if err != nil {
+		return err
 	}
-	for chunk := range slices.Chunk(over, store.MaxOps) {
+	ends, err := over(prefixEnded, func(item store.Item) (time.Time, error) {
+		e, err := parse[ended](item)
+		if err != nil {
+			return time.Time{}, err
+		}
+		return e.NotAfter, nil
+	})
+	if err != nil {
+		return err
+	}
+	for chunk := range slices.Chunk(append(certs, ends...), store.MaxOps) {
 		if err := h.store.Commit(ctx, store.Tx{Deletes: chunk}); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package signer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -23,7 +24,7 @@ const (
 	roleActive  role = "active"  // it signs
 	roleNext    role = "next"    // nodes are to know it before it signs
 	roleRetired role = "retired" // its certificates are good until they are over
-	roleOver    role = "over"    // none of its certificates is left; a node that was away long may still pin it
+	roleOver    role = "over"    // its certificates are over; a node that was away long may still pin it
 	roleDead    role = "dead"    // its certificates ended with it; nodes come back along the cross-certificate
 	roleBurnt   role = "burnt"   // somebody else may have its key: as dead, and nothing may lead from it
 )
@@ -35,7 +36,8 @@ type caRecord struct {
 
 type caMember struct {
 	Role  role      `json:"role"`
-	Key   string    `json:"key"` // file below ca/; empty: it signs nothing any more
+	Key   string    `json:"key"`            // file below ca/
+	Gone  bool      `json:"gone,omitempty"` // the key is removed: all that it signed is over
 	Cert  []byte    `json:"cert"`
 	Chain [][]byte  `json:"chain,omitempty"` // of an intermediate: those above it, the root last
 	Cross []byte    `json:"cross,omitempty"` // over this CA's key, by the CA before it
@@ -74,19 +76,33 @@ func (r *ring) byID(id string) *authority {
 // lives says whether the CA of that id vouches for what it signed.
 func (r *ring) lives(id string) bool {
 	a := r.byID(id)
-	return a != nil && a.role != roleDead && a.role != roleBurnt
+	return a != nil && !a.ended()
 }
 
 // bundle is what nodes are to trust, PEM: the roots of the CAs that sign, will sign, or have certificates about.
 func (r *ring) bundle() string {
 	var text []byte
-	for _, a := range r.all() {
-		if r.lives(a.id()) {
+	for _, a := range r.members {
+		if !a.gone && !a.ended() {
 			text = append(text, certificatePEM(a.root().Raw)...)
 		}
 	}
 	return string(text)
 }
+
+// pins are those of the CAs in the bundle.
+func (r *ring) pins() []string {
+	var pins []string
+	for _, a := range r.members {
+		if !a.gone && !a.ended() {
+			pins = append(pins, a.pin())
+		}
+	}
+	return pins
+}
+
+// ended says whether what a signed has ended with it.
+func (a *authority) ended() bool { return a.role == roleDead || a.role == roleBurnt }
 
 // sent goes along with a head's certificate: each root, since a node may know only its hash, and each
 // cross-certificate, but for those of burnt CAs and those that lead to one that is dead. Its successor has no
@@ -108,7 +124,7 @@ func (r *ring) sent() [][]byte {
 		if a.cross != nil && a.role != roleBurnt {
 			der = append(der, a.cross)
 		}
-		if a.back != nil && r.lives(before.id()) && before.role != roleOver {
+		if a.back != nil && !before.ended() && !before.gone {
 			der = append(der, a.back)
 		}
 	}
@@ -139,7 +155,7 @@ func (h *Head) good(c *issued, now time.Time) bool {
 func (r *ring) record() caRecord {
 	var rec caRecord
 	for _, a := range r.members {
-		rec.Members = append(rec.Members, caMember{Role: a.role, Key: a.keyFile, Cert: a.cert.Raw, Chain: a.above(), Cross: a.cross, Back: a.back, Since: a.since})
+		rec.Members = append(rec.Members, caMember{Role: a.role, Key: a.keyFile, Gone: a.gone, Cert: a.cert.Raw, Chain: a.above(), Cross: a.cross, Back: a.back, Since: a.since})
 	}
 	return rec
 }
@@ -169,12 +185,28 @@ func (h *Head) loadRing(ctx context.Context) error {
 		return fmt.Errorf("record %s names no CA that signs: %w", keyCAs, store.ErrDamaged)
 	}
 	h.ring.Store(r)
-	h.try("public/ca.pem not written", h.publishBundle(r))
+	h.tidy()
 	return nil
 }
 
+// tidy brings the files in line with the record.
+func (h *Head) tidy() {
+	r := h.ring.Load()
+	h.try("the CAs' keys are not in their places", h.keepKeys(r))
+	h.try("public/ca.pem not written", h.publishBundle(r))
+}
+
+// followRing takes the ring that is on record, where that is another one: another head may have turned it.
+func (h *Head) followRing(ctx context.Context) error {
+	item, err := h.store.Get(ctx, keyCAs)
+	if err != nil || item.Revision == h.ring.Load().item.Revision {
+		return err
+	}
+	return h.loadRing(ctx)
+}
+
 func (h *Head) loadMember(m caMember) (*authority, error) {
-	a := &authority{crl: &published{}, role: m.Role, keyFile: m.Key, cross: m.Cross, back: m.Back, since: m.Since}
+	a := &authority{crl: &published{}, role: m.Role, keyFile: m.Key, gone: m.Gone, cross: m.Cross, back: m.Back, since: m.Since}
 	var err error
 	if a.cert, err = x509.ParseCertificate(m.Cert); err != nil {
 		return nil, fmt.Errorf("record %s: %w", keyCAs, store.ErrDamaged)
@@ -186,20 +218,57 @@ func (h *Head) loadMember(m caMember) (*authority, error) {
 		}
 		a.chain = append(a.chain, c)
 	}
-	if m.Key == "" {
+	if m.Gone {
 		return a, a.complete()
 	}
-	text, err := os.ReadFile(h.caFile(m.Key))
+	err = h.loadKey(a)
+	if err != nil && m.Role != roleActive {
+		// The head goes on without it: what the others signed, and this one's last CRL, are good all the same.
+		h.log.Error("a CA that does not sign has lost its key, and so signs no CRL", "event", journal.Upkeep, "ca", a.cert.Subject.String(), "err", err)
+		return a, a.complete()
+	}
+	return a, err
+}
+
+func (h *Head) loadKey(a *authority) error {
+	path := h.caFile(a.keyFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		// It was not given its name yet when the head ended, see makeNext.
+		text, err = os.ReadFile(path + unborn)
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if a.key, err = parseKey(text, h.passphrase); err != nil {
-		return nil, err
+		return err
 	}
 	if len(h.passphrase) > 0 && !isEncrypted(text) {
 		h.log.Warn("the CA's key is not encrypted: its passphrase protects nothing", "event", journal.SettingIgnored, "setting", "ca-passphrase")
 	}
-	return a, a.check()
+	if err := a.check(); err != nil {
+		a.key = nil
+		return err
+	}
+	return nil
+}
+
+// keepKeys gives the keys that are on record their names, and removes those of CAs that are over.
+func (h *Head) keepKeys(r *ring) error {
+	var failed error
+	for _, a := range r.members {
+		path := h.caFile(a.keyFile)
+		var err error
+		if a.gone {
+			err = os.Remove(path)
+		} else {
+			err = os.Rename(path+unborn, path)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			failed = errors.Join(failed, err)
+		}
+	}
+	return errors.Join(failed, durable.SyncDir(h.caFile("")))
 }
 
 func (h *Head) caFile(name string) string { return filepath.Join(h.dir, "ca", name) }
@@ -214,24 +283,31 @@ func (h *Head) publishBundle(r *ring) error {
 	return durable.WriteFile(path, want, 0o644)
 }
 
-// turn makes next the ring in the place of was, on record first.
+// turn makes next the ring in the place of was, on record first. Whoever asked for it may be gone before it is done;
+// done it is all the same.
 func (h *Head) turn(ctx context.Context, was, next *ring, ev store.Event) error {
+	ctx = context.WithoutCancel(ctx)
 	rec := put(keyCAs, next.record())
 	err := h.store.Commit(ctx, store.Tx{Guards: []store.Guard{was.item.Guard()}, Puts: []store.Put{rec}, Events: []store.Event{ev}})
-	if errors.Is(err, store.ErrConflict) {
-		return adminError(KindFailed, "muster ca show", "the CAs were changed meanwhile")
-	}
-	if err != nil {
-		return err
-	}
 	failpoint("turned")
-	if next.item, err = h.store.Get(ctx, keyCAs); err != nil {
-		return err
+	if errors.Is(err, store.ErrConflict) {
+		return adminError(KindFailed, "muster ca show", "the CAs were changed meanwhile: %v", errors.Join(err, h.followRing(ctx)))
 	}
+	item, again := h.store.Get(ctx, keyCAs)
+	switch {
+	case again == nil && bytes.Equal(item.Value, rec.Value): // also where the store could not say what came of the commit
+	case err != nil:
+		return err
+	default:
+		return cmp.Or(again, h.loadRing(ctx))
+	}
+	next.item = item
 	h.ring.Store(next)
 	h.signed(ev.Time)
+	h.tidy()
 	// What follows is made from the record, and so again at each start.
-	if err := errors.Join(h.publishBundle(next), h.renewServer(ctx), h.signCRLs(ctx)); err != nil {
+	if err := errors.Join(h.renewServer(ctx), h.signCRLs(ctx)); err != nil {
+		h.crlDue()
 		return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "done, but not all of it is out yet: %v", err)
 	}
 	return nil

@@ -2,9 +2,15 @@ package signer
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +18,9 @@ import (
 	"time"
 
 	"muster/internal/durable"
+	"muster/internal/journal"
 	"muster/internal/wire"
+	"muster/signer/attest"
 	"muster/signer/store"
 )
 
@@ -43,9 +51,13 @@ func (h *Head) adminRotate(ctx context.Context, req RotateRequest, _ *stream) (a
 	}
 	h.rotating.Lock()
 	defer h.rotating.Unlock()
+	ctx = context.WithoutCancel(ctx) // an interrupt must not leave half of it
+	if err := h.followRing(ctx); err != nil {
+		return nil, err
+	}
 	switch {
 	case req.RevokeAll || req.Compromised:
-		return h.revokeAll(ctx, req.Compromised)
+		return h.revokeAll(ctx, req)
 	case req.Finish:
 		return h.finishRotation(ctx, req.Force)
 	}
@@ -59,7 +71,7 @@ func (h *Head) beginRotation(ctx context.Context) (any, error) {
 		return nil, adminError(KindPolicy, "muster ca show says which nodes have not acknowledged; then: muster ca rotate --finish", "a rotation is under way")
 	}
 	now := h.now()
-	next, err := h.makeNext(old, now, true)
+	next, err := h.makeNext(ctx, old, now, bothWays)
 	if err != nil {
 		return nil, err
 	}
@@ -73,10 +85,19 @@ func (h *Head) beginRotation(ctx context.Context) (any, error) {
 
 const rotatedSchema = "muster.rotated/v1"
 
-// makeNext is the ring with a new CA before the others, whose key is in its file already. linked says whether it
-// and the one that signs certify each other.
-func (h *Head) makeNext(old *ring, now time.Time, linked bool) (*ring, error) {
-	if err := h.dropOrphans(old); err != nil {
+// link says which cross-certificates there are between a CA and the one before it.
+type link int
+
+const (
+	noLink   link = iota
+	forward       // by the one before, so that nodes come along
+	bothWays      // and over its key, so that who trusts the new one alone verifies what the old one signed
+)
+
+// makeNext is the ring with a new CA before the others. Its key is in a file, under a name that says that no record
+// names it yet.
+func (h *Head) makeNext(ctx context.Context, was *ring, now time.Time, to link) (*ring, error) {
+	if err := h.dropUnborn(was); err != nil {
 		return nil, err
 	}
 	a, err := newAuthority(h.cluster.Name, now)
@@ -84,16 +105,22 @@ func (h *Head) makeNext(old *ring, now time.Time, linked bool) (*ring, error) {
 		return nil, err
 	}
 	a.role, a.keyFile = roleNext, a.id()+keySuffix
-	if linked {
-		signing := old.byRole(roleActive)
-		if signing.cert.MaxPathLenZero {
-			return nil, adminError(KindPolicy, "ask whoever made the CA for one without that limit; --compromised makes another without a link",
-				"the path length of the CA's certificate is 0, so that it can certify no other CA")
+	before := was.newest()
+	if to >= forward {
+		if before.key == nil {
+			return nil, adminError(KindPolicy, "put "+h.caFile(before.keyFile)+" back, and start the head anew; --compromised makes a CA without a link",
+				"the key of the newest CA is not there")
 		}
-		if a.cross, err = signing.certifyCA(a); err != nil {
+		if a.cross, err = before.certifyNext(a); err != nil {
 			return nil, err
 		}
-		if a.back, err = a.certifyCA(signing); err != nil {
+		if err := a.followsFrom(before, now); err != nil {
+			return nil, adminError(KindPolicy, "ask whoever made that CA for one without that limit; --compromised makes a CA without a link",
+				"what the next CA signs would not verify for who trusts this one: %v", err)
+		}
+	}
+	if to == bothWays {
+		if a.back, err = h.certifyBefore(ctx, a, before, now); err != nil {
 			return nil, err
 		}
 	}
@@ -101,23 +128,26 @@ func (h *Head) makeNext(old *ring, now time.Time, linked bool) (*ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := durable.WriteFile(h.caFile(a.keyFile), text, 0o600); err != nil {
+	if err := durable.WriteFile(h.caFile(a.keyFile)+unborn, text, 0o600); err != nil {
 		return nil, err
 	}
 	failpoint("keyed")
-	return &ring{members: slices.Concat([]*authority{a}, old.members)}, nil
+	return &ring{members: slices.Concat([]*authority{a}, was.members)}, nil
 }
 
-const keySuffix = ".key"
+const (
+	keySuffix = ".key"
+	unborn    = ".new" // of a key that no record names yet
+)
 
-// dropOrphans removes the keys of rotations that were cut short before anybody heard of them.
-func (h *Head) dropOrphans(r *ring) error {
-	files, err := filepath.Glob(h.caFile(strings.Repeat("[0-9a-f]", 16) + keySuffix))
+// dropUnborn removes the keys of rotations that were cut short before they were on record.
+func (h *Head) dropUnborn(r *ring) error {
+	files, err := filepath.Glob(h.caFile("*" + keySuffix + unborn))
 	if err != nil {
 		return err
 	}
 	for _, path := range files {
-		if r.byID(strings.TrimSuffix(filepath.Base(path), keySuffix)) == nil {
+		if r.byID(strings.TrimSuffix(filepath.Base(path), keySuffix+unborn)) == nil {
 			if err := os.Remove(path); err != nil {
 				return err
 			}
@@ -126,12 +156,92 @@ func (h *Head) dropOrphans(r *ring) error {
 	return nil
 }
 
+// followsFrom tries what a node with before's pin would: to verify a certificate of a's along the cross-certificate.
+func (a *authority) followsFrom(before *authority, now time.Time) error {
+	cross, err := x509.ParseCertificate(a.cross)
+	if err != nil {
+		return err
+	}
+	return a.sample(before.root(), slices.Concat([]*x509.Certificate{cross, before.cert}, before.chain), now)
+}
+
+// sample signs a certificate for a key that is nobody's, and verifies it as nodes do.
+func (a *authority) sample(root *x509.Certificate, between []*x509.Certificate, now time.Time) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		der, err := a.sign(&x509.Certificate{
+			Subject: pkix.Name{CommonName: "sample"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
+			DNSNames: []string{"sample.example.org"}, IPAddresses: []net.IP{{10, 54, 0, 1}}, URIs: []*url.URL{{Scheme: "spiffe", Host: "sample.example.org", Path: "/node/sample"}},
+		}, key.Public(), time.Hour, now)
+		if err != nil {
+			return err
+		}
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		opts := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}}
+		opts.Roots.AddCert(root)
+		for _, c := range between {
+			opts.Intermediates.AddCert(c)
+		}
+		if _, err := leaf.Verify(opts); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// certifyBefore makes the link back to a CA, until the last of its certificates is over.
+func (h *Head) certifyBefore(ctx context.Context, a, before *authority, now time.Time) ([]byte, error) {
+	last, err := h.lastOf(ctx, before, now)
+	if err != nil {
+		return nil, err
+	}
+	return a.certifyBefore(before, last.Add(linkSlack))
+}
+
+// linkSlack is for how much longer a link back is made than need be, so that it is made anew seldom.
+const linkSlack = 48 * time.Hour
+
+// linkBack makes the link back anew while the CA before goes on signing: it must last as long as what that one signs.
+func (h *Head) linkBack(ctx context.Context, now time.Time) error {
+	h.rotating.Lock()
+	defer h.rotating.Unlock()
+	was := h.ring.Load()
+	a, before := was.byRole(roleNext), was.byRole(roleActive)
+	if a == nil || a.key == nil || a.back == nil {
+		return nil
+	}
+	have, err := x509.ParseCertificate(a.back)
+	if err != nil {
+		return err
+	}
+	last, err := h.lastOf(ctx, before, now)
+	if err != nil || !have.NotAfter.Before(earlier(last, before.cert.NotAfter).Truncate(time.Second)) {
+		return err
+	}
+	other := *a
+	if other.back, err = a.certifyBefore(before, last.Add(linkSlack)); err != nil {
+		return err
+	}
+	next := &ring{members: slices.Clone(was.members)}
+	next.members[0] = &other
+	return h.turn(ctx, was, next, event(now, "ca-link", "", map[string]string{"ca": a.id(), "until": last.Format(time.RFC3339)}))
+}
+
 // finishRotation lets the next CA sign.
 func (h *Head) finishRotation(ctx context.Context, force bool) (any, error) {
 	old := h.ring.Load()
 	to := old.byRole(roleNext)
 	if to == nil {
 		return nil, adminError(KindPolicy, "muster ca rotate", "no rotation is under way")
+	}
+	if to.key == nil {
+		return nil, adminError(KindPolicy, "put "+h.caFile(to.keyFile)+" back, and start the head anew; or: muster ca rotate --revoke-all", "the key of the next CA is not there")
 	}
 	now := h.now()
 	waiting, err := h.unacknowledged(ctx, to, now)
@@ -142,7 +252,11 @@ func (h *Head) finishRotation(ctx context.Context, force bool) (any, error) {
 		return nil, adminError(KindPolicy, "boot them, or on each: muster-agent run; --finish --force leaves them behind",
 			"these nodes have not acknowledged the next CA: %s", fold(waiting))
 	}
-	next := old.with(now, map[string]role{to.id(): roleActive, old.byRole(roleActive).id(): roleRetired})
+	from := old.byRole(roleActive)
+	next := old.with(now, map[string]role{to.id(): roleActive, from.id(): roleRetired})
+	if next.byID(to.id()).back, err = h.certifyBefore(ctx, to, from, now); err != nil {
+		return nil, err
+	}
 	fields := map[string]string{"ca": to.id(), "pin": to.pin(), "by": byWhom(ctx)}
 	if len(waiting) > 0 {
 		fields["broken"] = fold(waiting)
@@ -153,77 +267,117 @@ func (h *Head) finishRotation(ctx context.Context, force bool) (any, error) {
 	return Rotated{Schema: rotatedSchema, Pin: to.pin(), Broken: fold(waiting)}, nil
 }
 
-// revokeAll ends the CA that signs, and with it all that it signed.
-func (h *Head) revokeAll(ctx context.Context, compromised bool) (any, error) {
+// tooSoon is for how long an emergency command is refused when it is given once more: what it makes would end before
+// anybody has put its pin anywhere.
+const tooSoon = 10 * time.Minute
+
+// revokeAll ends the CA that signs, and with it all that it signed. A next one, which may be about already, ends
+// too: it vouches for the old one.
+func (h *Head) revokeAll(ctx context.Context, req RotateRequest) (any, error) {
 	now, was := h.now(), h.ring.Load()
-	next := was
-	// What a burnt CA says of its successor is worth nothing, so that one that it has certified may not follow it.
-	if was.byRole(roleNext) == nil || compromised {
-		var err error
-		if next, err = h.makeNext(was, now, !compromised); err != nil {
+	if newest := was.newest(); len(was.members) > 1 && was.members[1].ended() && now.Sub(newest.since) < tooSoon && !req.Force {
+		return nil, adminError(KindPolicy, "muster ca show; --force does it again", "that was done at %s, and the CA with the pin %s is what came of it", day(newest.since), newest.pin())
+	}
+	kind, fate, to := "ca-revoke-all", roleDead, forward
+	if req.Compromised {
+		kind, fate, to = "ca-compromised", roleBurnt, noLink
+		// Who has read the CA's key has read the one beside it, too.
+		if err := h.newEpochs(); err != nil {
 			return nil, err
 		}
 	}
-	to, kind, fate := next.newest(), "ca-revoke-all", roleDead
-	if compromised {
-		kind, fate = "ca-compromised", roleBurnt
+	next, err := h.makeNext(ctx, was, now, to)
+	if err != nil {
+		return nil, err
 	}
-	roles := map[string]role{to.id(): roleActive}
-	ended := 0
-	for _, a := range was.all() {
-		if a.id() == to.id() {
+	made := next.newest()
+	roles := map[string]role{made.id(): roleActive}
+	done := Rotated{Schema: rotatedSchema, Pin: made.pin()}
+	for _, a := range was.members {
+		if a.gone || a.role == roleBurnt || a.role == fate {
 			continue
 		}
 		roles[a.id()] = fate
-		if !was.lives(a.id()) {
+		if a.ended() {
 			continue
 		}
-		n, err := h.certificatesOf(ctx, a.id(), now)
+		use, err := h.usage(ctx, a, now)
 		if err != nil {
 			return nil, err
 		}
-		ended += n
+		done.Ended += use.good
 	}
 	next = next.with(now, roles)
-	fields := map[string]string{"ca": to.id(), "pin": to.pin(), "ended": fmt.Sprint(ended), "by": byWhom(ctx)}
+	fields := map[string]string{"ca": made.id(), "pin": made.pin(), "ended": fmt.Sprint(done.Ended), "by": byWhom(ctx)}
 	if err := h.turn(ctx, was, next, event(now, kind, "", fields)); err != nil {
 		return nil, err
 	}
-	return Rotated{Schema: rotatedSchema, Pin: to.pin(), Ended: ended}, nil
+	return done, nil
 }
 
-// certificatesOf counts the certificates of a CA that are not over.
-func (h *Head) certificatesOf(ctx context.Context, id string, now time.Time) (n int, err error) {
+// newEpochs makes every challenge that is about worthless.
+func (h *Head) newEpochs() error {
+	next := attest.NewEpochs(h.now())
+	if err := durable.WriteFile(filepath.Join(h.dir, epochFile), next.Marshal(), 0o600); err != nil {
+		return err
+	}
+	h.verifier.Epochs.Replace(next)
+	return nil
+}
+
+// caUse is what a CA's certificates come to.
+type caUse struct {
+	good int       // in date, and not ended one by one
+	last time.Time // when the last one is over, ended or not; zero: there is none
+}
+
+// usage looks through the records of certificates. One that is damaged may be any CA's, and keeps nothing else
+// from being done.
+func (h *Head) usage(ctx context.Context, a *authority, now time.Time) (use caUse, err error) {
 	for item, err := range h.store.List(ctx, prefixCert) {
-		if err != nil {
-			return 0, err
+		var c *certRecord
+		if err == nil {
+			c, err = parse[certRecord](item)
 		}
-		c, err := parse[certRecord](item)
-		if err != nil {
-			return 0, err
-		}
-		if c.CA != id || !now.Before(c.NotAfter) {
+		if errors.Is(err, store.ErrDamaged) {
+			h.log.Error("the record of a certificate cannot be read", "event", journal.Upkeep, "key", item.Key, "err", err)
 			continue
 		}
-		gone, err := h.store.Get(ctx, prefixEnded+item.Key[len(prefixCert):])
 		if err != nil {
-			return 0, err
+			return use, err
 		}
-		if gone.Revision == 0 {
-			n++
+		if c.CA != a.id() {
+			continue
+		}
+		use.last = later(use.last, c.NotAfter)
+		if !now.Before(c.NotAfter) {
+			continue
+		}
+		if gone, err := h.store.Get(ctx, prefixEnded+item.Key[len(prefixCert):]); err == nil && gone.Revision == 0 {
+			use.good++
 		}
 	}
-	return n, nil
+	return use, nil
+}
+
+// lastOf is when the last certificate of a CA is over, that it has signed up to now.
+func (h *Head) lastOf(ctx context.Context, a *authority, now time.Time) (time.Time, error) {
+	use, err := h.usage(ctx, a, now)
+	return later(use.last, now.Add(headLife)), err
 }
 
 // unacknowledged are the nodes with a good certificate that have not said that they know a CA.
 func (h *Head) unacknowledged(ctx context.Context, a *authority, now time.Time) ([]string, error) {
 	var names []string
 	for item, err := range h.store.List(ctx, prefixSlot) {
-		if err != nil {
-			return nil, err
+		var s *slot
+		if err == nil {
+			s, err = parse[slot](item)
 		}
-		s, err := parse[slot](item)
+		if errors.Is(err, store.ErrDamaged) { // who knows
+			names = append(names, strings.TrimPrefix(item.Key, prefixSlot))
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -277,33 +431,30 @@ func (h *Head) acknowledge(ctx context.Context, body []byte, cert *x509.Certific
 	}
 }
 
-// retire takes leave of the CAs none of whose certificates is left. Nodes need not trust them any more, and their
-// keys are removed: a node that was away for long still pins them, and would obey whoever has such a key.
+// retire takes leave of the CAs whose certificates are all over, ended ones too, since others read CRLs only as long
+// as there are any. Nodes need not trust such a CA any more, and its key is removed: a node that was away for
+// long still pins it, and would obey whoever has that key.
 func (h *Head) retire(ctx context.Context, now time.Time) error {
 	h.rotating.Lock()
 	defer h.rotating.Unlock()
-	for _, a := range h.ring.Load().all() {
-		if a.role == roleActive || a.role == roleNext {
+	for _, a := range h.ring.Load().members {
+		if a.role == roleActive || a.role == roleNext || a.gone {
 			continue
 		}
-		n, err := h.certificatesOf(ctx, a.id(), now)
+		use, err := h.usage(ctx, a, now)
 		if err != nil {
 			return err
 		}
-		if n > 0 {
+		if !now.After(use.last.Add(keptFor)) {
 			continue
 		}
 		was, to := h.ring.Load(), roleOver
-		if a.role == roleBurnt {
-			to = roleBurnt // that is never forgotten
+		if a.ended() {
+			to = a.role // that is never forgotten
 		}
 		next := was.with(now, map[string]role{a.id(): to})
-		gone := next.byID(a.id())
-		gone.keyFile, gone.key = "", nil
+		next.byID(a.id()).gone, next.byID(a.id()).key = true, nil
 		if err := h.turn(ctx, was, next, event(now, "ca-over", "", map[string]string{"ca": a.id()})); err != nil {
-			return err
-		}
-		if err := os.Remove(h.caFile(a.keyFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

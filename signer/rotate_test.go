@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"muster/internal/wire"
 )
@@ -143,9 +144,10 @@ func TestRotation(t *testing.T) {
 	// The old CA retires with its last certificate, and its key goes.
 	s.must(s.retire(context.Background(), s.clock.now()))
 	equal(t, "role", s.ring.Load().byID(oldCA.id()).role, roleRetired)
-	s.revoke(RevokeRequest{IDs: []string{"n0"}})
-	s.clock.move(headLife) // the server's last one of the old CA
-	s.revoke(RevokeRequest{IDs: []string{"n1"}})
+	s.clock.move(nodeLife + keptFor + time.Hour)
+	s.must(s.renewServer(context.Background()))
+	s.enable("n3")
+	n2 = certificate(t, s.enrol(aChip(t).nodeKey(), "n3").Cert)
 	s.must(s.retire(context.Background(), s.clock.now()))
 	equal(t, "role", s.ring.Load().byID(oldCA.id()).role, roleOver)
 	if _, err := os.Stat(filepath.Join(s.dir, caKeyFile)); !errors.Is(err, os.ErrNotExist) {
@@ -234,7 +236,7 @@ func TestRotationIsOfTheRecord(t *testing.T) {
 	s.must(err)
 	text, err := marshalKey(a.key, nil)
 	s.must(err)
-	orphan := filepath.Join(s.dir, "ca", a.id()+keySuffix)
+	orphan := s.caFile(a.id() + keySuffix + unborn)
 	s.must(os.WriteFile(orphan, text, 0o600))
 	s.restart()
 	equal(t, "CAs", len(s.ring.Load().members), 1)

@@ -14,8 +14,7 @@ import (
 
 // certify makes the certificate of a node whose key has been attested. The key comes from the
 // proof, everything else from the record s and the cluster (I4); nothing comes from the CSR.
-func (h *Head) certify(at *attest.Attested, s *slot, now time.Time) (*issued, error) {
-	ca := h.ca()
+func (h *Head) certify(ca *authority, at *attest.Attested, s *slot, now time.Time) (*issued, error) {
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: s.Node, Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,

@@ -138,6 +138,7 @@ type Self struct {
 	State   string    `json:"state"`
 	Level   Level     `json:"level"`
 	Expires time.Time `json:"expires"`
+	CAs     []string  `json:"cas"`           // pins of the CAs that are to be trusted now: of those that a node trusts, it drops the others
 	Ack     string    `json:"ack,omitempty"` // pin of a CA that the head wants to hear the node trusts
 	Time    int64     `json:"time"`
 }

@@ -86,8 +86,8 @@ muster.forget=1.`,
   muster ca rotate --finish`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if (req.Finish || req.Force) && (req.RevokeAll || req.Compromised) || req.Force && !req.Finish {
-				return fail(exitUsage, "muster ca rotate --help", "--finish (with or without --force), --revoke-all and --compromised are different things")
+			if req.Finish && (req.RevokeAll || req.Compromised) || req.RevokeAll && req.Compromised || req.Force && !req.Finish && !req.RevokeAll && !req.Compromised {
+				return fail(exitUsage, "muster ca rotate --help", "one of --finish, --revoke-all and --compromised; --force goes with any of them")
 			}
 			if question := rotateQuestion(req); question != "" {
 				if err := sure.ask(cmd, question); err != nil {
@@ -107,7 +107,7 @@ muster.forget=1.`,
 	}
 	f := c.Flags()
 	f.BoolVar(&req.Finish, "finish", false, "let the next CA sign")
-	f.BoolVar(&req.Force, "force", false, "with --finish: leave nodes behind that have not acknowledged")
+	f.BoolVar(&req.Force, "force", false, "with --finish: leave nodes behind that have not acknowledged; with the others: again")
 	f.BoolVar(&req.RevokeAll, "revoke-all", false, "end all that the CA signed, now")
 	f.BoolVar(&req.Compromised, "compromised", false, "somebody else has the CA's key: as --revoke-all, and trust nothing of it")
 	sure.flag(c)

@@ -149,10 +149,10 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 // lostStore says that dir has a CA whose store is gone. An init that was cut short has left its unborn
 // store behind; without that, the CA's key has been in use, and must not be replaced.
 func lostStore(dir string) bool {
-	_, keyErr := os.Lstat(filepath.Join(dir, "ca/ca.key"))
+	keys, _ := filepath.Glob(filepath.Join(dir, "ca/*.key"))
 	_, bornErr := os.Lstat(filepath.Join(dir, storeFile))
 	_, unbornErr := os.Lstat(filepath.Join(dir, unborn))
-	return keyErr == nil && errors.Is(bornErr, os.ErrNotExist) && errors.Is(unbornErr, os.ErrNotExist)
+	return len(keys) > 0 && errors.Is(bornErr, os.ErrNotExist) && errors.Is(unbornErr, os.ErrNotExist)
 }
 
 func storeLost(dir string) error {
