@@ -90,6 +90,50 @@ muster certs list -o name | grep -qx n0
 `)
 }
 
+// TestUnitsWithoutUser: an administrator who forgets to have the user made is told, before there is anything that
+// this user could not read; and one who has done it all the same is told how to mend it.
+func TestUnitsWithoutUser(t *testing.T) {
+	newContainer(t).run(`
+userdel muster
+rm -rf /var/lib/muster
+says() { local want=$1 status=$2; shift 2; set +e; "$@" >/tmp/out 2>&1; expect $status $? || exit; set -e; grep -q "$want" /tmp/out || { cat /tmp/out; exit 1; }; }
+says '^hint: systemd-sysusers && systemd-tmpfiles --create' 2 muster init --host localhost
+test ! -e /var/lib/muster
+muster init --host localhost --dir /tmp/elsewhere >/dev/null
+systemd-sysusers
+systemd-tmpfiles --create --prefix=/run --prefix=/var/lib/muster
+muster init --host localhost >/tmp/out
+grep -q '1. systemctl enable --now muster.service' /tmp/out
+
+chown -R root: /var/lib/muster/*
+systemctl start muster.service && exit 1
+logged muster MUSTER_EVENT=serve-failed 'MUSTER_HINT=as root: chown -R muster: /var/lib/muster'
+chown muster: /var/lib/muster/store.db
+systemctl restart muster.service && exit 1
+logged muster MUSTER_EVENT=serve-failed 'MUSTER_HINT=as root: chown -R muster: /var/lib/muster' 'MESSAGE=open /var/lib/muster/ca/ca.pem: permission denied'
+chown -R muster: /var/lib/muster
+systemctl reset-failed muster.service muster.socket muster-public.socket muster-admin.socket
+systemctl restart muster.service
+muster ca show >/dev/null
+`)
+}
+
+// TestUnitsTaken: where another program has the port, what to do is what the socket unit can do.
+func TestUnitsTaken(t *testing.T) {
+	newContainer(t).run(`
+cluster
+openssl s_server -quiet -accept 8443 -cert /var/lib/muster/ca/ca.pem -key /var/lib/muster/ca/ca.key >/dev/null 2>&1 &
+taken() { ss -ltn | grep -q :8443; }
+await taken
+systemctl start muster.service && exit 1
+is muster.service ExecMainStatus 2
+logged muster 'MUSTER_HINT=ss -ltnp shows who has it; another address: systemctl edit muster.socket, as systemd.md has it under Addresses'
+kill $!
+systemctl reset-failed muster.service muster.socket muster-public.socket muster-admin.socket
+systemctl start muster.service
+`)
+}
+
 // TestUnitsPreset: nothing is enabled by itself, and one command enables a head, or a node.
 func TestUnitsPreset(t *testing.T) {
 	newContainer(t).run(`
@@ -391,7 +435,6 @@ func TestSystemdDocument(t *testing.T) {
 	script := `
 ip address add 10.54.0.1/32 dev lo
 dropin muster-agent.service <<<$'[Service]\nExecStart=\nExecStart=/usr/bin/muster-agent run --tpm swtpm:path=/tpm/s\n'
-mkdir -p /etc/muster
 `
 	for _, b := range blocks {
 		script += fmt.Sprintf("echo '# the block at line %d'\n%s", b.line, b.text)

@@ -178,7 +178,7 @@ func (s *settings) put(name, value, from string) bool {
 	if field == nil {
 		return false
 	}
-	// A node that trusts or asks somebody else than its boot line says has a person wondering why. What he types
+	// A node that trusts or asks somebody else than its kernel command line says has a person wondering why. What he types
 	// is another matter.
 	if earlier := *field; earlier != "" && earlier != value && (name == "ca" || name == "head") && !strings.HasPrefix(from, "--") {
 		s.warnings = append(s.warnings, fmt.Sprintf("%s: %s counts, not %s (%s)", from, value, earlier, s.from[name]))

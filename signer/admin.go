@@ -126,6 +126,7 @@ func serveAdmin[T any](call adminCall[T]) http.HandlerFunc {
 			out.enc.Encode(Frame{Error: adminError(KindUsage, "use the muster command of the same release as the daemon", "request: %v", err)})
 			return
 		}
+		out.ctrl.Flush() // somebody is there: the answer itself may take long
 		result, err := call(r.Context(), req, out)
 		if err != nil {
 			out.enc.Encode(Frame{Error: asAdminError(err)})

@@ -111,6 +111,9 @@ func initialise(ctx context.Context, dir string, plan signer.Plan) (*signer.Made
 	if err := plan.Check(); err != nil {
 		return nil, fail(exitUsage, "muster init --help", "%v", err)
 	}
+	if err := needUser(dir); err != nil {
+		return nil, err
+	}
 	unlock, err := lockDir(dir)
 	if err != nil {
 		return nil, err
@@ -162,12 +165,16 @@ func storeLost(dir string) error {
 
 // lockDir makes dir, for its owner alone, and keeps two inits apart.
 func lockDir(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err = os.MkdirAll(dir, 0o700)
+	var d *os.File
+	if err == nil {
+		d, err = os.Open(dir)
+	}
+	if errors.Is(err, fs.ErrPermission) {
 		return nil, fail(exitFailed, "run as root, or give --dir", "%v", err)
 	}
-	d, err := os.Open(dir)
 	if err != nil {
-		return nil, fail(exitFailed, "run as root, or give --dir", "%v", err)
+		return nil, fail(exitFailed, "--dir DIRECTORY, which is made where it is not there", "%v", err)
 	}
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		d.Close()
@@ -178,15 +185,18 @@ func lockDir(dir string) (unlock func(), err error) {
 
 func (e *env) welcome(dir string, plan signer.Plan, made *signer.Made) {
 	serve := "muster serve"
-	if dir != defaultDir {
+	switch {
+	case dir != defaultDir:
 		serve += " --dir " + quoted(dir)
+	case unitInstalled():
+		serve = "systemctl enable --now muster.service"
 	}
 	fmt.Fprintf(e.out, `cluster %s made in %s
 pin     %s
 
 Next:
   1. %s
-  2. put on your nodes' boot line:  muster.head=https://%s muster.ca=%s
+  2. put on your nodes' kernel command line:  muster.head=https://%s muster.ca=%s
   3. muster certs enable -i 'n[0-99]'
 `, made.Cluster, dir, made.Pin, serve, net.JoinHostPort(forBoot(plan.Hosts), "8443"), made.Pin)
 }
@@ -229,7 +239,7 @@ func openStore(dir string) (*bolt.Store, error) {
 	case errors.Is(err, store.ErrNewer):
 		return nil, fail(exitFailed, "install that version again", "%v", err)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fail(exitFailed, "run as root", "%v", err)
+		return nil, fail(exitFailed, permissionHint(dir), "%v", err)
 	case err != nil:
 		return nil, fail(exitUnreachable, "look at the disk; a copy of "+quoted(dir)+" may be put back, and every grant that was open in it closed", "%v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -61,11 +62,12 @@ type env struct {
 	args     []string
 	out, err io.Writer
 	socket   string
+	patience time.Duration // with a daemon that does not answer
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out := &output{Writer: stdout}
-	e := &env{args: args, out: out, err: stderr}
+	e := &env{args: args, out: out, err: stderr, patience: mutePatience}
 	root := e.command()
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -116,7 +118,7 @@ the administrator enabled and that proves itself with its TPM.
 		}
 		return fail(exitUsage, c.CommandPath()+" --help", "%v", err)
 	})
-	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "the daemon's admin `path`")
+	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "`path` of the daemon's admin socket")
 	root.PersistentFlags().String("config", "", "configuration `file` (default /etc/muster/signer.toml, if it is there)")
 	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.nodesCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand())
 	return root

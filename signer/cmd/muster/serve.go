@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -156,6 +157,9 @@ func openError(dir string, err error) error {
 		return asEvent(journal.CALocked, fail(exitUsage, passphraseHint, "%v", err))
 	case errors.Is(err, signer.ErrPassphrase):
 		return asEvent(journal.CALocked, fail(exitUsage, "openssl pkey -noout -passin file:FILE -in "+quoted(dir+"/ca/ca.key")+" says whether it does", "%v", err))
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fail(exitFailed, permissionHint(dir), "%v", err)
 	}
 	return err
 }

@@ -51,9 +51,9 @@ func (e *env) listen(o *serveOptions, log *slog.Logger) (on signer.Listeners, er
 		}
 		return []net.Listener{l}
 	}
-	on.Node = take("node", "listen", func() (net.Listener, error) { return listenTCP("--listen", o.listen) })
+	on.Node = take("node", "listen", func() (net.Listener, error) { return listenTCP("--listen", o.listen, socketUnits["node"]) })
 	if o.public != "" || len(passed["public"]) > 0 {
-		on.Public = take("public", "public", func() (net.Listener, error) { return listenTCP("--public", o.public) })
+		on.Public = take("public", "public", func() (net.Listener, error) { return listenTCP("--public", o.public, socketUnits["public"]) })
 	}
 	on.Admin = take("admin", "socket", func() (net.Listener, error) { return listenAdmin(e.socket) })
 	return on, err
@@ -68,12 +68,19 @@ func addresses(listeners []net.Listener) string {
 	return strings.Join(all, ",")
 }
 
-func listenTCP(flag, addr string) (net.Listener, error) {
+func listenTCP(flag, addr, unit string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fail(exitUsage, fmt.Sprintf("muster serve %s ADDRESS", flag), "%s %s: %v", flag, addr, unwrapped(err))
+	if err == nil {
+		return l, nil
 	}
-	return l, nil
+	hint := fmt.Sprintf("muster serve %s ADDRESS", flag)
+	if os.Getenv("NOTIFY_SOCKET") != "" { // it is the socket unit that could not have it
+		hint = "another address: systemctl edit " + unit + ", as systemd.md has it under Addresses"
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		hint = "ss -ltnp shows who has it; " + hint
+	}
+	return nil, fail(exitUsage, hint, "%s %s: %v", flag, addr, unwrapped(err))
 }
 
 func unwrapped(err error) error {
