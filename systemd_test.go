@@ -96,8 +96,8 @@ func TestUnitsWithoutUser(t *testing.T) {
 	newContainer(t).run(`
 userdel muster
 rm -rf /var/lib/muster
-says() { local want=$1 status=$2; shift 2; set +e; "$@" >/tmp/out 2>&1; expect $status $? || exit; set -e; grep -q "$want" /tmp/out || { cat /tmp/out; exit 1; }; }
-says '^hint: systemd-sysusers && systemd-tmpfiles --create' 2 muster init --host localhost
+muster init --host localhost 2>/tmp/out || expect 2 $?
+grep -q '^hint: systemd-sysusers && systemd-tmpfiles --create' /tmp/out
 test ! -e /var/lib/muster
 muster init --host localhost --dir /tmp/elsewhere >/dev/null
 systemd-sysusers
@@ -110,7 +110,8 @@ systemctl start muster.service && exit 1
 logged muster MUSTER_EVENT=serve-failed 'MUSTER_HINT=as root: chown -R muster: /var/lib/muster'
 chown muster: /var/lib/muster/store.db
 systemctl restart muster.service && exit 1
-logged muster MUSTER_EVENT=serve-failed 'MUSTER_HINT=as root: chown -R muster: /var/lib/muster' 'MESSAGE=open /var/lib/muster/ca/ca.pem: permission denied'
+told() { journalctl -u muster | grep -q 'open /var/lib/muster/ca/ca.pem: permission denied hint="as root: chown -R muster: /var/lib/muster"'; }
+await told
 chown -R muster: /var/lib/muster
 systemctl reset-failed muster.service muster.socket muster-public.socket muster-admin.socket
 systemctl restart muster.service

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -213,10 +214,14 @@ func (b *boot) lateError(l *late) error {
 	node := hintName(b.name)
 	switch e.Code {
 	case wire.NotEnabled:
+		if b.name == "" {
+			return tryAgain("muster.node=NAME on the kernel command line, or a host name: DHCP may give it (dnsmasq: dhcp-host=MAC,NAME)",
+				"this node has no name, and without one it is not enabled on the head (waited %v)", b.wait)
+		}
 		// Or the name is another TPM's, which the head tells nobody but its administrator.
 		return tryAgain(fmt.Sprintf("on the head: muster why %s (if it never was enabled: muster certs enable -i %s)", node, node), "%s is not enabled on the head (waited %v)", node, b.wait)
 	case wire.Pending:
-		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval on the head (waited %v)", node, b.wait)
+		return tryAgain("on the head: muster certs approve -i "+node, "%s waits for approval on the head (waited %v)", cmp.Or(b.name, "this node"), b.wait)
 	}
 	return tryAgain("on the head: muster why "+node, "the head says %v (waited %v)", e, b.wait)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ const DefaultWait = 10 * time.Minute
 
 // Options are the settings that a person gives, as they are written. An empty one is not set.
 type Options struct {
-	Head     string // https URLs of the heads, separated by commas
+	Head     string // https URLs of the heads, separated by commas; without a port it is 8443
 	CA       string // pins "sha256:HEX" or PEM files, separated by commas; or "tofu"
 	Node     string // the node's name; default: the hostname
 	Wait     string // a duration ("10m") or seconds
@@ -173,6 +174,8 @@ type settings struct {
 	warnings []string
 }
 
+const cmdlineSource = "kernel command line"
+
 func (s *settings) put(name, value, from string) bool {
 	field := s.option(name)
 	if field == nil {
@@ -201,16 +204,13 @@ func (s *settings) readCmdline(path string, stage cmdline.Stage) error {
 		return nil // /proc is not mounted
 	}
 	if err != nil {
-		return badConfig("", "kernel command line: %v", err)
+		return badConfig("", "%s: %v", cmdlineSource, err)
 	}
-	var unknown []string
 	for _, w := range cmdline.Agent(string(line), stage) {
-		if !s.put(w.Name, w.Value, "kernel command line, muster."+w.Name) {
-			unknown = append(unknown, "muster."+w.Name)
-		}
+		s.put(w.Name, w.Value, cmdlineSource+", muster."+w.Name)
 	}
-	if len(unknown) > 0 {
-		s.warnings = append(s.warnings, "kernel command line: unknown "+strings.Join(unknown, " "))
+	if unknown := cmdline.Unknown(string(line), stage, optionNames); len(unknown) > 0 {
+		s.warnings = append(s.warnings, cmdlineSource+": unknown "+strings.Join(unknown, " "))
 	}
 	return nil
 }
@@ -310,6 +310,9 @@ func (s *settings) check(a *Agent) error {
 	return nil
 }
 
+// defaultPort is the head's for nodes, not that of web servers.
+const defaultPort = "8443"
+
 func parseHeads(text string) ([]*url.URL, error) {
 	var heads []*url.URL
 	for _, part := range list(text) {
@@ -320,7 +323,11 @@ func parseHeads(text string) ([]*url.URL, error) {
 		if u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
 			return nil, fmt.Errorf("%q is not https://HOST:PORT", part)
 		}
-		heads = append(heads, &url.URL{Scheme: u.Scheme, Host: u.Host})
+		port := u.Port()
+		if port == "" {
+			port = defaultPort
+		}
+		heads = append(heads, &url.URL{Scheme: u.Scheme, Host: net.JoinHostPort(u.Hostname(), port)})
 	}
 	return heads, nil
 }
@@ -350,6 +357,9 @@ func parseCA(text string) (c caOption, err error) {
 			}
 			c.files = append(c.files, part)
 			continue
+		}
+		if strings.HasPrefix(digits, "sha256:") {
+			return caOption{}, fmt.Errorf("%q has sha256: twice; what 'muster ca show' prints has it already", part)
 		}
 		b, err := hex.DecodeString(digits)
 		if err != nil || len(b) != len(pin{}) {

@@ -61,6 +61,21 @@ func TestInitramfsSetsTheClock(t *testing.T) {
 	}
 }
 
+// TestDefaultPort: a head without a port is at the port of heads.
+func TestDefaultPort(t *testing.T) {
+	a, err := New(testConfig(t, "muster.head=https://h,https://[::1]/,https://h:443,https://h:", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, h := range a.heads {
+		got = append(got, h.String())
+	}
+	if want := "https://h:8443 https://[::1]:8443 https://h:443 https://h:8443"; strings.Join(got, " ") != want {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestPrecedence(t *testing.T) {
 	const file = "node = 'file'\nwait = '2m'\nhead = ['https://a:1', 'https://b:2']\n"
 	c := testConfig(t, `muster.node=line muster.wait=60 muster.key=p384 muster.node="later" muster.clock=off`, file)
@@ -84,7 +99,7 @@ func TestUnknownWordsAreOneWarning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(a.warnings) != 1 || !strings.HasSuffix(a.warnings[0], "unknown muster.haed muster.x") {
+	if len(a.warnings) != 1 || !strings.HasSuffix(a.warnings[0], "unknown muster.haed (muster.head?) muster.x") {
 		t.Errorf("%q", a.warnings)
 	}
 }
@@ -123,6 +138,7 @@ func TestBadValues(t *testing.T) {
 		{"head with a password", "muster.head=https://u:p@h", "", Options{}, "https://HOST:PORT"},
 		{"head, second", "", "# x\n\nhead = ['https://h',\n 'h2']", Options{}, "agent.toml:3: head"},
 		{"pin too short", "", "", Options{CA: "sha256:00"}, "--ca"},
+		{"prefix twice", "muster.ca=sha256:sha256:" + strings.Repeat("0", 64), "", Options{}, "has sha256: twice"},
 		{"pin not hex", "muster.ca=sha256:" + strings.Repeat("g", 64), "", Options{}, "64 hex digits"},
 		{"tofu beside a pin", "muster.ca=tofu,sha256:" + strings.Repeat("0", 64), "", Options{}, "tofu stands alone"},
 		{"no such file", "", "", Options{CA: "/nowhere/ca.pem"}, "/nowhere/ca.pem"},

@@ -220,6 +220,8 @@ func (d *doctor) lookClock() finding {
 func (d *doctor) lookName() finding {
 	h := hints(d.sys)
 	switch {
+	case d.name != "" && d.have != nil && d.have.node() != d.name:
+		return warn("muster.node="+d.have.node()+", or rename the machine", "%s, but the certificate is for %s: the head decides names", d.name, d.have.node())
 	case d.name != "":
 		return ok("%s", d.name)
 	case len(h.MACs) > 0 || h.UUID != "":
@@ -230,11 +232,16 @@ func (d *doctor) lookName() finding {
 
 func (d *doctor) lookConfig() finding {
 	d.trust, d.trusted = d.resolveTrust(pinsOf(d.ids))
+	remedy := "muster.head=https://HEAD:8443 on the kernel command line, or head = … in " + DefaultFile
+	last, _ := parseHeads(d.lastStatus().Head)
 	switch {
 	case d.trusted != nil:
 		return failed(d.trusted)
+	case len(d.heads) == 0 && len(last) == 1 && d.have != nil:
+		d.heads = last
+		return warn(remedy+", for the next boot", "no head is configured; looking at that of the last run, %s; the CA is pinned by %s", last[0], d.trust.from)
 	case len(d.heads) == 0:
-		return fail("muster.head=https://HEAD:8443 on the kernel command line, or head = … in "+DefaultFile, "no head is configured")
+		return fail(remedy, "no head is configured")
 	case len(d.warnings) > 0:
 		return warn("see 'muster-agent run --help' for the options", "%s", strings.Join(d.warnings, "; "))
 	}

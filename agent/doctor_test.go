@@ -81,6 +81,22 @@ func TestDoctorKey(t *testing.T) {
 	m.says(m.doctor(), "ok    key          p256 at 0x81004E00, no certificate yet")
 }
 
+// TestDoctorUnconfigured: after a run that was told everything on its command line, doctor looks at that head, and
+// says that the next boot will not know it.
+func TestDoctorUnconfigured(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	m.config.Options = Options{}
+	m.config.Hostname = func() (string, error) { return "other", nil }
+	table := m.doctor()
+	if strings.Contains(table, "fail  ") || !strings.Contains(table, "warn  config       no head is configured; looking at that of the last run, https://") || !strings.Contains(table, "active at the head") {
+		t.Errorf("%s", table)
+	}
+	m.says(table, "warn  name         other, but the certificate is for n0: the head decides names")
+}
+
 // TestDisabled: its certificate lives on, and run and doctor say what the head makes of the node.
 func TestDisabled(t *testing.T) {
 	h := newHead(t)

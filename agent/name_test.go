@@ -63,6 +63,16 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestNoName: a node without a name is told that it has none, and how to get one.
+func TestNoName(t *testing.T) {
+	m := newMachine(t, newHead(t))
+	m.config.Node = ""
+	m.config.Hostname = func() (string, error) { return "(none)", nil }
+	if text := m.fails(StatusTryAgain); !strings.HasPrefix(text, "this node has no name, ") || !strings.Contains(text, "\nhint: muster.node=NAME on the kernel command line") {
+		t.Errorf("%s", text)
+	}
+}
+
 func write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"muster/internal/wire"
@@ -293,6 +294,17 @@ func selfSigned(c *x509.Certificate) bool {
 	return bytes.Equal(c.RawIssuer, c.RawSubject) && c.CheckSignatureFrom(c) == nil
 }
 
+// remedy says where a wrong pin is to be mended: nothing else counts than where it came from.
+func (t *trust) remedy() string {
+	switch {
+	case strings.HasPrefix(t.from, "--"):
+		return "the right pin belongs behind " + t.from
+	case strings.HasPrefix(t.from, cmdlineSource):
+		return "the right pin belongs behind muster.ca= on the kernel command line"
+	}
+	return "the right one belongs into that file, which counts before the kernel command line; a boot image is made anew, with its CA"
+}
+
 // headError is the outcome of a head that may not be believed.
 func (t *trust) headError(host string, err error) error {
 	o := &Outcome{Status: StatusConfig, cause: err, Message: Clean(fmt.Sprintf("%s: %v", host, err)), Hint: "muster.head= must name a head of Muster"}
@@ -302,7 +314,7 @@ func (t *trust) headError(host string, err error) error {
 		o.Hint = "if the CA was replaced on purpose: muster-agent forget, then run again"
 	case errors.Is(err, errMismatch):
 		o.Message = fmt.Sprintf("ca_mismatch: %s: %v (%d pinned by %s)", host, errMismatch, len(t.pins), t.from)
-		o.Hint = "compare with 'muster ca show' on the head, and set muster.ca= or --ca"
+		o.Hint = "compare with 'muster ca show' on the head; " + t.remedy()
 	case errors.Is(err, errHost):
 		o.Hint = "use in muster.head= one of the names that were given to 'muster init --host'"
 	case errors.Is(err, errTime):

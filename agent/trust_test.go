@@ -57,6 +57,21 @@ func testBoot(tr *trust, heads ...*url.URL) *boot {
 }
 
 // TestHandshake: what a head must show before it gets so much as a request.
+// TestRemedy: the hint about a wrong pin names the place that counts.
+func TestRemedy(t *testing.T) {
+	for from, want := range map[string]string{
+		"--ca":                           "behind --ca",
+		"kernel command line, muster.ca": "behind muster.ca= on the kernel command line",
+		"/etc/muster/agent.toml:2: ca":   "into that file",
+		"/etc/muster/ca.pem":             "into that file",
+	} {
+		o := (&trust{from: from}).headError("h:8443", errMismatch).(*Outcome)
+		if !strings.Contains(o.Hint, want) {
+			t.Errorf("%s: %s", from, o.Hint)
+		}
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	ours, next := newCA(t, "ours"), newCA(t, "ours 2")
 	sameName := newCA(t, "ours")

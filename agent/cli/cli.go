@@ -59,7 +59,7 @@ func commands() []command {
 		{"ek", "", "print the endorsement keys' SHA-256 and kind", none, runEK},
 		{"get", "URL", "fetch a URL over mTLS with the key in the TPM", none, runGet},
 		{"forget", "", "erase certificate and pinned CA; the key stays", forgetFlags, runForget},
-		{"doctor", "", "examine everything, change nothing", none, runDoctor},
+		{"doctor", "", "examine everything, change nothing", doctorFlags, runDoctor},
 		{"version", "", "print the version", none, runVersion},
 	}
 }
@@ -138,13 +138,18 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 }
 
 func runFlags(fs *flag.FlagSet, in *invocation) {
+	doctorFlags(fs, in)
 	fs.StringVar(&in.Wait, "wait", "", "how `LONG` to wait for a head, for being enabled and for approval (default 10m)")
-	fs.StringVar(&in.Head, "head", "", "head, https://HOST:8443; several `URLS` with commas are tried in random order")
-	fs.StringVar(&in.CA, "ca", "", "the `CA` to trust: sha256:HEX or a PEM file, several with commas; or tofu")
-	fs.StringVar(&in.Node, "node", "", "the node's `NAME` (default: the hostname)")
 	fs.StringVar(&in.Key, "key", "", "`ALGORITHM` of a new key: p256 (default), p384, rsa2048")
 	fs.StringVar(&in.Install, "install", "", "`PROFILES` to install (default pem)")
 	fs.StringVar(&in.Clock, "clock", "", "`MODE`: an unsynchronised clock is set, or trust (the head's for this run), or off (left alone)")
+}
+
+// doctorFlags say what run would be told, too.
+func doctorFlags(fs *flag.FlagSet, in *invocation) {
+	fs.StringVar(&in.Head, "head", "", "head, https://HOST[:8443]; several `URLS` with commas are tried in random order")
+	fs.StringVar(&in.CA, "ca", "", "the `CA` to trust: sha256:HEX or a PEM file, several with commas; or tofu")
+	fs.StringVar(&in.Node, "node", "", "the node's `NAME` (default: the hostname)")
 }
 
 func statusFlags(fs *flag.FlagSet, in *invocation) { fs.BoolVar(&in.json, "json", false, "as JSON") }
@@ -297,14 +302,15 @@ func (p *Program) help() {
 		fmt.Fprintf(p.Stdout, "  %-12s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
 	}
 	fmt.Fprint(p.Stdout, `
-'muster-agent COMMAND --help' lists the options. Each may also stand on the kernel command line
-(muster.head=…) or in /etc/muster/agent.toml (head = "…"); flags win, then the file.
+'muster-agent COMMAND --help' lists the options. Those of run may also stand on the kernel command line
+(muster.head=…) or in /etc/muster/agent.toml (head = "…"), but for --root and --config; flags win, then the file.
 
 First boot:
   on the head    muster certs enable -i n0
   on the node    muster-agent run --head https://HEAD:8443 --ca sha256:…   ('muster ca show' on the head)
 
-Exit status: 0 done, 69 no usable TPM, 75 try again, 77 refused or revoked, 78 configuration.
+Exit status: 0 done, 1 the answer is no (get, doctor) or there is no certificate yet (cert, get),
+69 no usable TPM, 75 try again, 77 refused or revoked, 78 configuration or usage.
 `)
 }
 

@@ -3,7 +3,11 @@
 // is meant for the other.
 package cmdline
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Word is one parameter of the kernel command line.
 type Word struct {
@@ -117,10 +121,10 @@ func Handover(line string) map[string]string {
 func muster(line string, stage Stage) []Word {
 	var both, early []Word
 	for _, w := range Parse(line) {
-		name := strings.ReplaceAll(w.Name, "_", "-")
-		if rest, ok := strings.CutPrefix(name, "rd.muster."); ok {
+		switch prefix, rest := cut(w.Name); prefix {
+		case "rd.muster.":
 			early = append(early, Word{rest, w.Value, w.Set})
-		} else if rest, ok := strings.CutPrefix(name, "muster."); ok {
+		case "muster.":
 			both = append(both, Word{rest, w.Value, w.Set})
 		}
 	}
@@ -128,4 +132,58 @@ func muster(line string, stage Stage) []Word {
 		return both
 	}
 	return append(both, early...)
+}
+
+// cut splits our prefix off a parameter's name; "" for one that is not ours.
+func cut(name string) (prefix, rest string) {
+	name = strings.ReplaceAll(name, "_", "-")
+	for _, prefix := range []string{"rd.muster.", "muster."} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			return prefix, rest
+		}
+	}
+	return "", name
+}
+
+// Unknown returns the parameters of ours, as they are written, that a stage does not know: neither the agent's
+// settings nor an initramfs's end. Behind one that looks like a slip of the hand is what may have been meant.
+func Unknown(line string, stage Stage, settings []string) []string {
+	known := slices.Concat(settings, slices.Sorted(maps.Keys(handover)))
+	var unknown []string
+	for _, w := range Parse(line) {
+		prefix, rest := cut(w.Name)
+		if prefix == "" || prefix == "rd.muster." && stage == System || slices.Contains(known, rest) {
+			continue
+		}
+		text := w.Name
+		for _, name := range known {
+			if len(rest) > 2 && distance(rest, name) <= 2 {
+				text += " (" + prefix + name + "?)"
+				break
+			}
+		}
+		unknown = append(unknown, text)
+	}
+	return unknown
+}
+
+// distance is Levenshtein's: how many letters to put in, take out or change.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := before
+			if a[i] != b[j] {
+				change++
+			}
+			before = row[j+1]
+			row[j+1] = min(change, row[j]+1, before+1)
+		}
+	}
+	return row[len(b)]
 }

@@ -50,6 +50,19 @@ func TestStages(t *testing.T) {
 	}
 }
 
+// TestUnknown: a word that nobody knows is named as it was written, with what may have been meant.
+func TestUnknown(t *testing.T) {
+	const line = "quiet muster.haed=x rd.muster.fial=halt muster.key_slotz=1 muster.x musterx.a muster.shell=1 muster.zzzzzz muster.node=n0 rd.muster=0"
+	settings := []string{"head", "node", "key-slots"}
+	want := []string{"muster.haed (muster.head?)", "rd.muster.fial (rd.muster.fail?)", "muster.key_slotz (muster.key-slots?)", "muster.x", "muster.zzzzzz"}
+	if got := Unknown(line, Initramfs, settings); !reflect.DeepEqual(got, want) {
+		t.Errorf("%q", got)
+	}
+	if got := Unknown(line, System, settings); !reflect.DeepEqual(got, append(want[:1:1], want[2:]...)) {
+		t.Errorf("system: %q", got)
+	}
+}
+
 func FuzzCmdline(f *testing.F) {
 	for _, s := range []string{
 		"", `"`, `""`, `a="`, `"a=`, `a=x"y z"w b`, "BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet",

@@ -10,7 +10,7 @@
 //	muster-agent ek      [options]
 //	muster-agent get     [options] URL
 //	muster-agent forget  [--key] [options]
-//	muster-agent doctor  [options]
+//	muster-agent doctor  [--head URL,…] [--ca PIN|FILE,…] [--node NAME] [options]
 //	muster-agent version
 //
 // Run is the boot flow, and may be run as often as one likes. With a certificate in the TPM it shows
@@ -27,6 +27,8 @@
 // that enrolment uses. Get fetches a URL over mTLS with the key in the TPM. Forget erases
 // certificate and pinned CA, never the key; with --key that too. Doctor examines everything and
 // changes nothing.
+//
+// A head's URL without a port means port 8443.
 //
 // Every setting has the same name on the kernel command line (muster.head=…), in the configuration
 // file (head = "…") and as a flag (--head …). Flags win over the file, and the file over the kernel
