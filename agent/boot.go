@@ -208,8 +208,11 @@ func (b *boot) lateError(l *late) error {
 	}
 	var e *wire.Error
 	if !errors.As(l.because, &e) {
-		return tryAgain("see that the network is up and that muster.head= is right ('muster-agent doctor')",
-			"no head answered within %v: %v", b.wait, l)
+		hint := "see that the network is up and that muster.head= is right"
+		if !b.initramfs() { // where nobody can type it
+			hint += " ('muster-agent doctor')"
+		}
+		return tryAgain(hint, "no head answered within %v: %v", b.wait, l)
 	}
 	node := hintName(b.name)
 	switch e.Code {

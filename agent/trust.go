@@ -318,7 +318,7 @@ func (t *trust) headError(host string, err error) error {
 	case errors.Is(err, errHost):
 		o.Hint = "use in muster.head= one of the names that were given to 'muster init --host'"
 	case errors.Is(err, errTime):
-		o.Hint = "set the clocks of node and head; 'muster-agent doctor' shows the node's"
+		o.Hint = "set the clocks of node and head"
 	}
 	return o
 }

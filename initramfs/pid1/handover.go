@@ -28,6 +28,9 @@ type handover struct {
 	onFail policy   // muster.fail
 	shell  bool     // muster.shell
 
+	kernelRoot string   // root=, which other images hear
+	warnings   []string // words that make no sense; a node should boot
+
 	// The kernel's own words for a root.
 	fstype, flags string
 	rw            bool
@@ -90,6 +93,10 @@ func parseHandover(line string) (*handover, error) {
 	h := defaultHandover()
 	for _, w := range cmdline.Parse(line) {
 		switch w.Name {
+		case "rd.muster":
+			h.warnings = append(h.warnings, "rd.muster= is for the hooks in other systems' images; this one goes on")
+		case "root":
+			h.kernelRoot = w.Value
 		case "init":
 			h.init = w.Value
 		case "rootfstype":
@@ -106,24 +113,25 @@ func parseHandover(line string) (*handover, error) {
 	}
 	ours := cmdline.Handover(line)
 	h.root, h.exec = ours["root"], ours["exec"]
-	return h, cmp.Or(h.parsePolicy(ours["shell"], policy(ours["fail"])), h.parseImage(ours["image"], ours["image-sha256"]), h.one())
+	h.parsePolicy(ours["shell"], policy(ours["fail"]))
+	return h, cmp.Or(h.parseImage(ours["image"], ours["image-sha256"]), h.one())
 }
 
-func (h *handover) parsePolicy(shell string, fail policy) (err error) {
+// parsePolicy takes the default for what it does not know.
+func (h *handover) parsePolicy(shell string, fail policy) {
 	switch shell {
 	case "", "0", "1":
 		h.shell = shell == "1"
 	default:
-		err = badHandover("muster.shell=%s: write 1 or 0", shell)
+		h.warnings = append(h.warnings, fmt.Sprintf("muster.shell=%s is neither 1 nor 0: no shell", shell))
 	}
 	switch fail {
 	case failContinue, failReboot, failHalt:
 		h.onFail = fail
 	case "":
 	default:
-		err = badHandover("muster.fail=%s: write continue, reboot or halt", fail)
+		h.warnings = append(h.warnings, fmt.Sprintf("muster.fail=%s is none of continue, reboot and halt: %s", fail, h.onFail))
 	}
-	return err
 }
 
 // one refuses a choice of ends.
@@ -161,11 +169,11 @@ func (n *node) handOver() error {
 		n.quiet()
 		n.console.say("starting %s%s", n.exec, n.took())
 		env := append(environ, fmt.Sprintf("MUSTER_STATUS=%d", n.status))
-		return n.cannot("muster.exec="+n.exec, unix.Exec(n.exec, []string{n.exec}, env), "put it into the image (mkinitramfs -file), with what it needs")
+		return n.cannot("muster.exec="+n.exec, unix.Exec(n.exec, []string{n.exec}, env), "put it into the image (make initramfs FILES=FROM:TO), with what it needs")
 	case n.root != "":
 		what, err := n.mountDisk()
 		if err != nil {
-			return n.cannot("muster.root="+n.root, err, "see that the disk is there, its driver and file system are in the image (mkinitramfs -modules), and its name is right")
+			return n.cannot("muster.root="+n.root, err, "see that the disk is there, its driver and file system are in the image (make initramfs MODULES=…), and its name is right")
 		}
 		return n.switchRoot(what)
 	case n.image != nil:
@@ -177,6 +185,9 @@ func (n *node) handOver() error {
 	}
 	if n.status == 0 { // else it has been said
 		n.console.say("%s%s", n.sentence(failContinue), n.took())
+	}
+	if n.kernelRoot != "" {
+		n.console.say("hint: root= is for other images; this one wants muster.root=%s on the kernel command line", n.kernelRoot)
 	}
 	n.end(failContinue)
 	return nil

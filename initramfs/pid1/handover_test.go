@@ -33,7 +33,7 @@ func TestParseHandover(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{
-		"muster.fail=retry", "muster.shell=yes", "muster.image=http://h/x muster.image-sha256=" + sum, "muster.image=https://h/x",
+		"muster.image=http://h/x muster.image-sha256=" + sum, "muster.image=https://h/x",
 		"muster.image=https://h/x muster.image-sha256=00", "muster.root=/dev/sda muster.exec=/x",
 		"muster.image=https://h/x muster.exec=/x muster.image-sha256=" + sum,
 	} {
@@ -43,12 +43,16 @@ func TestParseHandover(t *testing.T) {
 		}
 	}
 	// What can be read holds beside what cannot.
-	if h, err := parseHandover("muster.fail=halt muster.shell=yes muster.root=/dev/vda"); err == nil || h.onFail != failHalt || h.root != "/dev/vda" {
+	if h, err := parseHandover("muster.fail=halt muster.image=x muster.root=/dev/vda"); err == nil || h.onFail != failHalt || h.root != "/dev/vda" {
 		t.Errorf("%+v, %v", h, err)
 	}
-	// A shell that was not asked for in so many words is none.
-	if h, _ := parseHandover("muster.shell=yes"); h.shell {
-		t.Error("muster.shell=yes opens a shell")
+	// A node should boot: a slip of the hand is a warning and the default. A shell that was not asked for in so many
+	// words is none.
+	for _, slip := range []string{"muster.fail=rebooot", "muster.shell=yes", "rd.muster=0"} {
+		h, err := parseHandover(slip + " muster.root=/dev/vda")
+		if err != nil || len(h.warnings) != 1 || h.shell || h.onFail != failContinue || h.root != "/dev/vda" {
+			t.Errorf("%s: %+v, %v", slip, h, err)
+		}
 	}
 }
 

@@ -93,6 +93,9 @@ func (n *node) start() error {
 	n.coldplug()
 	// What can be read of it holds even where there is an error.
 	n.handover, err = parseHandover(n.line)
+	for _, w := range n.warnings {
+		n.console.say("kernel command line: %s", w)
+	}
 	return err
 }
 
@@ -152,25 +155,31 @@ func (n *node) tell(err error, status, now string) {
 	}
 }
 
-// took is how long all this took, and how much of that was the processor's: the rest is waiting for TPM,
-// network and head.
+// took is how long all this took, and how much time of processors, of which there may be several: the rest is
+// waiting for TPM, network and head.
 func (n *node) took() string {
 	var used unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
 		return ""
 	}
 	own := time.Duration(used.Utime.Nano() + used.Stime.Nano())
-	return fmt.Sprintf(", after %.2f s, %.2f s of them its own", time.Since(n.began).Seconds(), own.Seconds())
+	return fmt.Sprintf(", after %.2f s (%.2f s of processor time)", time.Since(n.began).Seconds(), own.Seconds())
 }
+
+const shellFile = "/bin/sh"
 
 // openShell is for a person at the console, and only where the kernel command line asked for it.
 func (n *node) openShell() {
+	if _, err := os.Stat(shellFile); err != nil {
+		n.console.say("muster.shell=1: there is no %s in this image; make initramfs FILES=… puts one there", shellFile)
+		return
+	}
 	n.console.say("muster.shell=1: a shell, until it ends")
-	p, err := os.StartProcess("/bin/sh", []string{"sh"}, &os.ProcAttr{
+	p, err := os.StartProcess(shellFile, []string{"sh"}, &os.ProcAttr{
 		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 	if err != nil {
-		n.console.say("there is no shell in this image: %v", err)
+		n.console.say("it does not start: %v", err)
 		return
 	}
 	p.Wait()

@@ -208,7 +208,7 @@ func (r *rig) settled(text string) string {
 		`SHA-256 is [0-9a-f]{64}`:          "SHA-256 is HASH",
 		`until \d{4}-\d\d-\d\d`:            "until DATE",
 		`\d{4}-\d\d-\d\d \d\d:\d\d`:        "TIME",
-		`after [0-9.]+ s, [0-9.]+ s of`:    "after LONG, LONG of",
+		`after [0-9.]+ s \([0-9.]+ s of`:   "after LONG (LONG of",
 		`was_off_by=-?[0-9hms]+`:           "was_off_by=LONG",
 		`127\.0\.0\.1:\d+|10\.0\.2\.2:\d+`: "ADDRESS",
 	} {

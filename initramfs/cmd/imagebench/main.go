@@ -147,7 +147,7 @@ func (b *bench) boots() error {
 	return nil
 }
 
-var took = regexp.MustCompile(`after ([0-9.]+) s, ([0-9.]+) s of them its own`)
+var took = regexp.MustCompile(`after ([0-9.]+) s \(([0-9.]+) s of processor time\)`)
 
 // bound is for one boot, however slow the machine.
 const bound = 5 * time.Minute
