@@ -12,7 +12,9 @@
 #   make bench      figures against their floors
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck
+#   make install-boot  muster-agent, and its hooks for dracut, initramfs-tools and mkinitcpio
 #   make install    programs, completions, systemd's units; DESTDIR and PREFIX are heard
+#   make help       this
 
 GO       ?= go
 PREFIX   ?= /usr/local
@@ -34,7 +36,18 @@ INITRAMFS   = $(GO) -C initramfs
 IMAGE      ?= bin/muster.cpio.xz
 UKI        ?= bin/muster.efi
 
-.PHONY: build initramfs uki test test-full demo vm-demo bench fuzz check clean install install-systemd install-boot deps $(PORTS)
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),build)),)
+ifeq ($(shell command -v $(firstword $(GO))),)
+$(error there is no $(firstword $(GO)) in PATH: install Go 1.26 or later, https://go.dev/dl)
+endif
+endif
+
+.PHONY: help build initramfs uki test test-full demo vm-demo bench fuzz check clean install install-systemd install-boot deps $(PORTS)
+
+.DEFAULT_GOAL = build
+
+help:
+	@sed -n 's/^#   //p' Makefile
 
 build:
 	$(BUILD) -o bin/ $(PROGRAMS)
@@ -43,17 +56,18 @@ build:
 $(PORTS):
 	GOARCH=$@ $(BUILD) -o bin/$@/ $(PROGRAMS)
 
-# A file is named from here, and found from there.
-here = $(if $(wildcard $(1)),$(abspath $(1)),$(1))
+# quoted is a word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+option = $(if $(2),-$(1) $(call quoted,$(2)))
 initramfs:
-	@mkdir -p $(dir $(IMAGE))
-	@$(INITRAMFS) run ./cmd/mkinitramfs -o $(abspath $(IMAGE)) -version $(VERSION) -committed $(COMMITTED) \
-		$(if $(KERNEL),-kernel $(call here,$(KERNEL))) $(if $(MODULES),-modules '$(MODULES)') $(if $(FIRMWARE),-firmware $(call here,$(FIRMWARE))) \
-		$(if $(CA),-ca $(call here,$(CA))) $(if $(HEAD),-head $(HEAD)) $(if $(FILES),-file '$(FILES)')
+	@mkdir -p "$$(dirname -- $(call quoted,$(IMAGE)))"
+	@$(INITRAMFS) run ./cmd/mkinitramfs -in $(call quoted,$(CURDIR)) -o $(call quoted,$(IMAGE)) -version $(VERSION) -committed $(COMMITTED) \
+		$(call option,kernel,$(KERNEL)) $(call option,modules,$(MODULES)) $(call option,firmware,$(FIRMWARE)) \
+		$(call option,ca,$(CA)) $(call option,head,$(HEAD)) $(call option,file,$(FILES))
 
 uki:
-	@mkdir -p $(dir $(UKI))
-	@initramfs/uki.sh '$(KERNEL_IMAGE)' '$(IMAGE)' '$(CMDLINE)' '$(UKI)'
+	@mkdir -p "$$(dirname -- $(call quoted,$(UKI)))"
+	@initramfs/uki.sh $(call quoted,$(KERNEL_IMAGE)) $(call quoted,$(IMAGE)) $(call quoted,$(CMDLINE)) $(call quoted,$(UKI))
 
 # Without a kernel the tests that need one say so; with CI set they fail.
 deps:
@@ -92,8 +106,9 @@ bench: build
 fuzz:
 	@.ci/fuzz $(FUZZTIME)
 
-# For the builders of other boot images, where they look; that is nowhere below /usr/local.
-install-boot:
+# For the builders of other boot images, where they look: for hooks that is nowhere below /usr/local.
+install-boot: build
+	install -D -m 0755 bin/muster-agent $(DESTDIR)$(PREFIX)/bin/muster-agent
 	install -D -m 0755 initramfs/boot.sh $(DESTDIR)/usr/lib/muster/boot
 	install -d $(DESTDIR)/usr/lib/dracut/modules.d/91muster
 	install -m 0755 initramfs/boot.sh initramfs/dracut/91muster/*.sh $(DESTDIR)/usr/lib/dracut/modules.d/91muster/

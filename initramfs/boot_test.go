@@ -2,6 +2,7 @@
 package initramfs_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,9 +160,14 @@ func TestAppend(t *testing.T) {
 		}
 		return string(text)
 	}
+	ca := filepath.Join(dir, "ca.pem")
+	const certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+	if err := os.WriteFile(ca, []byte(certificate), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	archive := func() []byte {
 		t.Helper()
-		run("dracut/append.sh", "-o", out, "--agent", "boot.sh", "--ca", "boot_test.go", "--config", "go.mod")
+		run("dracut/append.sh", "-o", out, "--agent", "boot.sh", "--ca", ca, "--config", "go.mod")
 		b, err := os.ReadFile(out)
 		if err != nil {
 			t.Fatal(err)
@@ -190,5 +196,55 @@ drwxr-xr-x usr/lib/muster
 `
 	if got := run("sh", "-c", "gzip -dcq "+out+" | cpio -itv --quiet | awk '{print $1, $NF}' | sort -k2"); got != want {
 		t.Errorf("it has\n%s", got)
+	}
+}
+
+// refuses runs a script that is to end with status 2, with what is amiss and what to do, and to make nothing.
+func refuses(t *testing.T, out string, args ...string) {
+	t.Helper()
+	text, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || strings.Count(string(text), "\n") != 2 || !strings.Contains(string(text), "\nhint: ") {
+		t.Errorf("%q: %v\n%s", args, err, text)
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Errorf("%q: there is a file", args)
+	}
+}
+
+// TestAppendRefuses: what would make an archive that serves no node.
+func TestAppendRefuses(t *testing.T) {
+	dir := t.TempDir()
+	out, key := filepath.Join(dir, "out"), filepath.Join(dir, "key.pem")
+	const text = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+	if err := os.WriteFile(key, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{}, {"-o"}, {"--colour", "blue"}, {"-o", filepath.Join(dir, "none/out"), "--agent", "boot.sh"},
+		{"-o", out, "--agent", ""}, {"-o", out, "--agent", "go.mod"}, {"-o", out, "--agent", "boot.sh", "--ca", "none.pem"},
+		{"-o", out, "--agent", "boot.sh", "--ca", "go.mod"}, {"-o", out, "--agent", "boot.sh", "--ca", key},
+		{"-o", out, "--agent", "boot.sh", "--config", "none.toml"},
+	} {
+		refuses(t, out, append([]string{"dracut/append.sh"}, args...)...)
+	}
+	help, err := exec.Command("dracut/append.sh", "-h").Output()
+	if err != nil || !strings.Contains(string(help), "--ca FILE") || strings.Contains(string(help), "set -eu") {
+		t.Errorf("%v\n%s", err, help)
+	}
+}
+
+// TestUKIRefuses: what UEFI could not start.
+func TestUKIRefuses(t *testing.T) {
+	dir := t.TempDir()
+	out, kernel := filepath.Join(dir, "out.efi"), filepath.Join(dir, "vmlinuz")
+	if err := os.WriteFile(kernel, []byte("MZ"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{}, {"", "go.mod", "quiet", out, "go.mod"}, {"go.mod", "go.sum", "quiet", out, "go.mod"}, {"none", "go.sum", "quiet", out, "go.mod"},
+		{kernel, "none.cpio", "quiet", out, "go.mod"}, {kernel, "go.sum", "quiet", out, "none.stub"}, {dir, "go.sum", "quiet", out, "go.mod"},
+	} {
+		refuses(t, out, append([]string{"./uki.sh"}, args...)...)
 	}
 }

@@ -7,7 +7,7 @@
 # It needs objcopy (binutils) and, unless STUB is given, systemd-boot's stub for this processor.
 set -eu
 if [ $# -lt 4 ]; then
-	echo "usage: uki.sh KERNEL IMAGE CMDLINE FILE [STUB]" >&2
+	printf 'usage: uki.sh KERNEL IMAGE CMDLINE FILE [STUB]\nhint: make uki\n' >&2
 	exit 2
 fi
 kernel=$1 image=$2 cmdline=$3 file=$4
@@ -16,9 +16,24 @@ aarch64) machine=aa64 ;;
 *) machine=x64 ;;
 esac
 stub=${5:-/usr/lib/systemd/boot/efi/linux$machine.efi.stub}
-for part in "$kernel" "$image" "$stub"; do
-	[ -r "$part" ] || { echo "uki.sh: cannot read $part" >&2; exit 1; }
-done
+
+wrong() { # WHAT HINT
+	printf 'make uki: %s\nhint: %s\n' "$1" "$2" >&2
+	exit 2
+}
+part() { # NAME FILE HINT
+	[ -n "$2" ] || wrong "no $1 is named" "$3"
+	if [ ! -f "$2" ] || [ ! -r "$2" ]; then
+		wrong "$1 $2: there is no such file, or it may not be read" "$3"
+	fi
+}
+part kernel "$kernel" 'KERNEL_IMAGE=/boot/vmlinuz-RELEASE'
+part 'boot image' "$image" 'make initramfs, with the same IMAGE='
+part stub "$stub" 'apt install systemd-boot-efi'
+command -v objcopy >/dev/null || wrong 'there is no objcopy' 'apt install binutils'
+# A kernel that UEFI can start is a program of its (PE): MZ.
+[ "$(head -c 2 "$kernel" | tr -d '\0')" = MZ ] || wrong "$kernel is no kernel that UEFI can start" 'KERNEL_IMAGE=/boot/vmlinuz-RELEASE'
+[ -n "$cmdline" ] || echo "note: the kernel command line is empty: CMDLINE='…'" >&2
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -47,3 +62,4 @@ for field in 8 88; do
 	printf '\0\0\0\0' | dd of="$work/uki" bs=1 seek=$((header + field)) conv=notrunc status=none
 done
 mv "$work/uki" "$file"
+echo "$file: $(($(wc -c <"$file") / 1048576)) MiB, with the kernel command line: $cmdline"

@@ -10,30 +10,45 @@
 #   --config FILE    settings, /etc/muster/agent.toml in the image
 set -eu
 
-usage() {
-	echo "usage: append.sh -o FILE [--agent PATH] [--ca FILE] [--config FILE]" >&2
+wrong() { # WHAT HINT
+	printf 'append.sh: %s\nhint: %s\n' "$1" "$2" >&2
 	exit 2
 }
 
 here=$(cd "$(dirname "$0")" && pwd)
 out='' ca='' config='' agent=$here/../../bin/muster-agent
-while [ $# -ge 2 ]; do
+while [ $# -gt 0 ]; do
+	case $1 in
+	-h | --help)
+		sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+		exit 0
+		;;
+	-o | --agent | --ca | --config) [ $# -ge 2 ] || wrong "$1 wants a value" 'append.sh --help' ;;
+	*) wrong "there is no option $1" 'append.sh --help' ;;
+	esac
 	case $1 in
 	-o) out=$2 ;;
 	--agent) agent=$2 ;;
 	--ca) ca=$2 ;;
 	--config) config=$2 ;;
-	*) usage ;;
 	esac
 	shift 2
 done
-if [ $# != 0 ] || [ -z "$out" ]; then
-	usage
+[ -n "$out" ] || wrong 'the archive has no name' 'append.sh -o muster.cpio.gz'
+[ -d "$(dirname -- "$out")" ] || wrong "-o $out: there is no such directory" "mkdir -p $(dirname -- "$out")"
+if [ ! -f "$agent" ] || [ ! -x "$agent" ]; then
+	wrong "--agent '$agent': that is no program" 'make build, and leave --agent out'
 fi
-if [ ! -x "$agent" ]; then
-	echo "append.sh: $agent is no program: make build, or --agent PATH" >&2
-	exit 1
+for file in "$ca" "$config"; do
+	if [ -n "$file" ] && [ ! -r "$file" ]; then
+		wrong "$file: there is no such file, or it may not be read" 'append.sh --help'
+	fi
+done
+# The archive is for all to read.
+if [ -n "$ca" ] && ! { grep -q '^-----BEGIN CERTIFICATE-----' "$ca" && ! grep -q 'PRIVATE KEY-----' "$ca"; }; then
+	wrong "--ca $ca: it is no certificate in PEM, or has more than that in it" "on the head: muster ca export > ca.pem"
 fi
+command -v cpio >/dev/null || wrong 'there is no cpio' 'apt install cpio'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

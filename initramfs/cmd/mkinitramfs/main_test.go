@@ -75,7 +75,10 @@ func TestFiles(t *testing.T) {
 	if err := os.WriteFile(file, []byte("text before\n"+key+ca), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	image := build(t, "-ca", file, "-head", "https://head:8443", "-file", "/bin/sh:etc/site/../sh")
+	if err := os.WriteFile(filepath.Join(filepath.Dir(file), "site file"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image := build(t, "-in", filepath.Dir(file), "-ca", "ca.pem", "-head", "https://head:8443", "-file", "/bin/sh:etc/site/../sh,site file:a/b/c")
 	if bytes.Contains(image, []byte(strings.Split(key, "\n")[1])) {
 		t.Error("a private key is in the image, which is for all to read")
 	}
@@ -99,7 +102,7 @@ func TestFiles(t *testing.T) {
 		}
 		return err
 	})
-	want := []string{"bin/init", "bin/muster-agent", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/sh", "init", "sbin/modprobe"}
+	want := []string{"a/b/c", "bin/init", "bin/muster-agent", "etc/initrd-release", "etc/muster/agent.toml", "etc/muster/ca.pem", "etc/sh", "init", "sbin/modprobe"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%v", names)
 	}
@@ -131,19 +134,35 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"-o", out, "more"}, {"-o", filepath.Join(dir, "image.cpio.lz4")}, {"-o", out, "-ca", "sha256:00"},
 		{"-o", out, "-head", "http://head"}, {"-o", out, "-file", "a"}, {"-o", out, "-what"},
+		{"-o", out, "-ca", "nosuch"}, {"-o", out, "-ca", "tofu"}, {"-o", out, "-ca", dir}, {"-o", out, "-ca", "go.mod"},
+		{"-o", out, "-ca", "sha256:sha256:00"}, {"-o", out, "-file", dir + ":etc"}, {"-o", out, "-file", "nosuch:etc/x"},
+		{"-o", out, "-kernel", "6.1.0-56-amd64"}, {"-o", out, "-modules", "tpm"}, {"-o", out, "-firmware", dir},
+		{"-o", out, "-kernel", dir, "-firmware", dir + "/none"},
+		// What FILES must not replace.
+		{"-o", out, "-file", "go.mod:/init"}, {"-o", out, "-file", "go.mod:bin/../inito"}, {"-o", out, "-file", "go.mod:../../etc/x"},
+		{"-o", out, "-head", "https://h", "-file", "go.mod:etc/muster/agent.toml"}, {"-o", out, "-file", "go.mod:etc"},
+		{"-o", out, "-file", "go.mod:a,go.sum:a"}, {"-o", out, "-file", "go.mod:a,go.sum:a/b"}, {"-o", out, "-file", "go.mod:bin/init/x"},
 	} {
 		var stderr bytes.Buffer
-		if status := run(args, &stderr); status != 2 || !strings.Contains(stderr.String(), "hint: ") {
+		text := func() string { return strings.TrimSpace(stderr.String()) }
+		if status := run(args, &stderr); status != 2 || !strings.Contains(text(), "\nhint: ") || strings.Contains(text(), "mkinitramfs") {
 			t.Errorf("%v: status %d: %s", args, status, stderr.String())
 		}
 	}
-	for _, args := range [][]string{
-		{"-o", out, "-kernel", dir}, {"-o", out, "-ca", filepath.Join(dir, "none.pem")}, {"-o", out, "-ca", "go.mod"}, {"-o", out, "-file", dir + ":etc"},
-	} {
-		var stderr bytes.Buffer
-		if status := run(args, &stderr); status != 1 {
-			t.Errorf("%v: status %d: %s", args, status, stderr.String())
-		}
+	var stderr bytes.Buffer
+	if status := run([]string{"-o", out, "-kernel", dir}, &stderr); status != 1 || !strings.Contains(stderr.String(), "\nhint: ") {
+		t.Errorf("a directory without modules: status %d: %s", status, stderr.String())
+	}
+	// The directory above.
+	if err := os.MkdirAll(filepath.Join(dir, "above/6.1.0-56-amd64/kernel"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stderr.Reset()
+	if status := run([]string{"-o", out, "-in", dir, "-kernel", "above"}, &stderr); status != 2 || !strings.Contains(stderr.String(), "6.1.0-56-amd64") {
+		t.Errorf("status %d: %s", status, stderr.String())
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "above")); err != nil {
+		t.Fatal(err)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) > 0 {
 		t.Errorf("left behind: %v", entries)

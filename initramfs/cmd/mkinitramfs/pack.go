@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
-	"fmt"
 	"io"
 	"os/exec"
 	"strings"
@@ -21,7 +20,7 @@ func packerFor(name string) (packer, error) {
 			return p, nil
 		}
 	}
-	return nil, fmt.Errorf("-o %s: the name ends neither in .cpio nor in .cpio.gz, .cpio.xz or .cpio.zst", name)
+	return nil, wrong("IMAGE=bin/muster.cpio.xz", "IMAGE=%s: the name ends neither in .cpio nor in .cpio.gz, .cpio.xz or .cpio.zst", name)
 }
 
 func packNone(b []byte) ([]byte, error) { return b, nil }

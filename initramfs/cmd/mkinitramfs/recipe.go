@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/gobusybox/src/pkg/golang"
@@ -24,17 +25,29 @@ import (
 
 // recipe is what the image is to be made of.
 type recipe struct {
-	out, kernel, firmware, ca, head string
-	modules, files                  []string
-	version                         string
-	committed                       int64
-	pack                            packer
-	chosen                          string // what a person is told of the modules
+	in, out, kernel, firmware, ca, head string
+	modules, files                      []string
+	version                             string
+	committed                           int64
+	pack                                packer
+	certs                               string // of the CA, PEM
+	chosen                              string // what a person is told of the modules
+}
+
+// file is where a file is that somebody named.
+func (r *recipe) file(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(r.in, name)
 }
 
 // check refuses what could only fail on the node.
-func (r *recipe) check() (err error) {
+func (r *recipe) check(stderr io.Writer) (err error) {
 	if r.pack, err = packerFor(r.out); err != nil {
+		return err
+	}
+	if err := r.kernelParts(); err != nil {
 		return err
 	}
 	if len(r.modules) == 0 {
@@ -43,16 +56,101 @@ func (r *recipe) check() (err error) {
 	if err := r.settings(); err != nil {
 		return err
 	}
+	if r.ca != "" && !strings.HasPrefix(r.ca, "sha256:") {
+		if r.certs, err = r.certificates(); err != nil {
+			return err
+		}
+	}
 	if strings.ContainsAny(r.version, " '\"") {
 		return fmt.Errorf("-version %q: the linker takes no spaces and quotes", r.version)
 	}
-	for _, f := range r.files {
-		if from, to, ok := strings.Cut(f, ":"); !ok || from == "" || to == "" {
-			return fmt.Errorf("-file %s: not FROM:TO", f)
+	if err := r.checkFiles(); err != nil {
+		return err
+	}
+	for _, word := range []struct{ value, note string }{
+		{r.head, "the kernel command line must name a head: muster.head=https://HEAD:8443"},
+		{r.ca, "the kernel command line must have the CA's pin: muster.ca=PIN ('muster ca show' on the head prints it)"},
+	} {
+		if word.value == "" {
+			fmt.Fprintln(stderr, "note:", word.note)
 		}
 	}
 	return nil
 }
+
+const kernelHint = "KERNEL=/lib/modules/RELEASE, with the release of the nodes' kernel: ls /lib/modules"
+
+// kernelParts looks for what KERNEL, MODULES and FIRMWARE name.
+func (r *recipe) kernelParts() error {
+	for _, part := range []struct{ name, value, hint string }{
+		{"KERNEL", r.kernel, kernelHint}, {"FIRMWARE", r.firmware, "FIRMWARE=/lib/firmware"},
+	} {
+		if part.value == "" {
+			continue
+		}
+		if info, err := os.Stat(r.file(part.value)); err != nil || !info.IsDir() {
+			return wrong(part.hint, "%s=%s: there is no such directory", part.name, part.value)
+		}
+	}
+	if r.kernel == "" && len(r.modules) > 0 {
+		return wrong(kernelHint, "MODULES=%s is of no use without KERNEL=", strings.Join(r.modules, ","))
+	}
+	if r.kernel == "" && r.firmware != "" {
+		return wrong(kernelHint, "FIRMWARE=%s is of no use without KERNEL=", r.firmware)
+	}
+	if trees, _ := filepath.Glob(r.file(r.kernel) + "/*/kernel"); r.kernel != "" && len(trees) > 0 {
+		return wrong("KERNEL="+filepath.Dir(trees[0]), "KERNEL=%s: kernels' modules are below it, each in a directory of its release", r.kernel)
+	}
+	return nil
+}
+
+// own are the places in an image that are taken in any case. The builder moves an init aside as inito.
+var own = []string{"init", "inito", "bin/init", "bin/muster-agent", "sbin/modprobe", "etc/initrd-release", "dev/console"}
+
+const filesHint = "FILES=FROM:TO,…, with another TO"
+
+// checkFiles refuses what is no file, and a place that is taken already.
+func (r *recipe) checkFiles() error {
+	taken := map[string]string{}
+	for _, name := range own {
+		taken[name] = "the image's own"
+	}
+	if r.head != "" || r.ca != "" {
+		taken["etc/muster/agent.toml"] = "there by HEAD= or CA="
+	}
+	if r.ca != "" && !strings.HasPrefix(r.ca, "sha256:") {
+		taken["etc/muster/ca.pem"] = "there by CA="
+	}
+	for _, f := range r.files {
+		from, to, ok := strings.Cut(f, ":")
+		if !ok || from == "" || strings.Trim(to, "/") == "" {
+			return wrong("FILES=FROM:TO,…", "FILES=%s: not FROM:TO", f)
+		}
+		if info, err := os.Stat(r.file(from)); err != nil || !info.Mode().IsRegular() {
+			return wrong("FILES=FROM:TO,…, where FROM is a file", "FILES=%s: %s is no file", f, from)
+		}
+		to = place(to)
+		if !filepath.IsLocal(to) {
+			return wrong(filesHint, "FILES=%s: that is outside of the image", f)
+		}
+		if taken[to] != "" {
+			return wrong(filesHint, "FILES=%s: %s is %s", f, to, taken[to])
+		}
+		for other := range taken {
+			if strings.HasPrefix(other, to+"/") || strings.HasPrefix(to, other+"/") {
+				return wrong(filesHint, "FILES=%s: %s would be a file and a directory (%s)", f, to, other)
+			}
+		}
+		if slices.Contains(directories, to) {
+			return wrong(filesHint, "FILES=%s: %s is a directory of the image", f, to)
+		}
+		taken[to] = "named twice"
+	}
+	return nil
+}
+
+// place is a path in the image, as its archive has it.
+func place(to string) string { return path.Clean(strings.TrimLeft(to, "/")) }
 
 // settings asks the agent whether it will take what the image says of heads and pin.
 func (r *recipe) settings() error {
@@ -61,8 +159,17 @@ func (r *recipe) settings() error {
 		c.CA = r.ca
 	}
 	_, err := agent.New(c)
-	return err
+	var o *agent.Outcome
+	if !errors.As(err, &o) {
+		return err
+	}
+	if what, ok := strings.CutPrefix(o.Message, "--head: "); ok {
+		return wrong("HEAD=https://HEAD:8443; several with commas between them", "HEAD=%s: %s", r.head, what)
+	}
+	return wrong(caHint, "CA=%s: %s", r.ca, strings.TrimPrefix(o.Message, "--ca: "))
 }
+
+const caHint = "CA=ca.pem, which 'muster ca export > ca.pem' on the head writes, or CA=PIN, which 'muster ca show' prints"
 
 // build makes the image: u-root's builder compiles /init, as small as gobusybox's flags make it, and
 // lays the archive out.
@@ -107,12 +214,14 @@ func (r *recipe) write(archive string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(r.out, packed, 0o644); err != nil {
+	if err := durable.WriteFile(r.file(r.out), packed, 0o644); err != nil {
 		return err
 	}
 	fmt.Fprintf(stderr, "%s: %.1f MiB, %s\n", r.out, float64(len(packed))/(1<<20), r.chosen)
 	return nil
 }
+
+var directories = []string{"bin", "dev", "etc", "proc", "run", "sbin", "sys", "tmp"}
 
 // records are the image's files beside /init.
 func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
@@ -122,12 +231,8 @@ func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
 		cpio.Symlink("sbin/modprobe", "/init"),    // for what the kernel asks for itself
 		cpio.StaticFile("etc/initrd-release", "ID=muster\nNAME=\"Muster boot image\"\n", 0o644),
 	}
-	for _, dir := range []string{"bin", "dev", "etc", "proc", "run", "sbin", "sys", "tmp"} {
+	for _, dir := range directories {
 		records = append(records, cpio.Directory(dir, 0o755))
-	}
-	trust, err := r.trust()
-	if err != nil {
-		return nil, err
 	}
 	drivers, err := r.drivers(stderr)
 	if err != nil {
@@ -137,11 +242,11 @@ func (r *recipe) records(stderr io.Writer) ([]cpio.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(append(records, trust...), drivers...), files...), nil
+	return append(append(append(records, r.trust()...), drivers...), files...), nil
 }
 
 // trust is what the image says of heads and CA.
-func (r *recipe) trust() (records []cpio.Record, err error) {
+func (r *recipe) trust() (records []cpio.Record) {
 	var conf strings.Builder
 	if r.head != "" {
 		fmt.Fprintf(&conf, "head = %q\n", r.head)
@@ -150,12 +255,8 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 	if strings.HasPrefix(r.ca, "sha256:") {
 		fmt.Fprintf(&conf, "ca = %q\n", r.ca)
 	} else if r.ca != "" {
-		certs, err := certificates(r.ca)
-		if err != nil {
-			return nil, err
-		}
 		fmt.Fprintf(&conf, "ca = %q\n", "/etc/muster/ca.pem")
-		records = append(records, cpio.StaticFile("etc/muster/ca.pem", certs, 0o644))
+		records = append(records, cpio.StaticFile("etc/muster/ca.pem", r.certs, 0o644))
 	}
 	if conf.Len() > 0 {
 		records = append(records, cpio.StaticFile("etc/muster/agent.toml", conf.String(), 0o644))
@@ -163,14 +264,17 @@ func (r *recipe) trust() (records []cpio.Record, err error) {
 	if len(records) > 0 {
 		records = append(records, cpio.Directory("etc/muster", 0o755))
 	}
-	return records, nil
+	return records
 }
 
 // certificates are the CA certificates in a PEM file, and nothing else: an image is for all to read.
-func certificates(file string) (text string, err error) {
-	rest, err := os.ReadFile(file)
+func (r *recipe) certificates() (text string, err error) {
+	rest, err := os.ReadFile(r.file(r.ca))
+	if r.ca == "tofu" && err != nil {
+		return "", wrong("muster.ca=tofu on the kernel command line", "CA=tofu: there is no such file, and no image says so")
+	}
 	if err != nil {
-		return "", err
+		return "", wrong(caHint, "CA=%s: it cannot be read (%v)", r.ca, errors.Unwrap(err))
 	}
 	for {
 		var block *pem.Block
@@ -183,7 +287,7 @@ func certificates(file string) (text string, err error) {
 		}
 	}
 	if text == "" {
-		return "", fmt.Errorf("-ca %s: there is no CA certificate in it", file)
+		return "", wrong(caHint, "CA=%s: there is no CA certificate in it, PEM", r.ca)
 	}
 	return text, nil
 }
@@ -194,7 +298,7 @@ func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
 		r.chosen = "without kernel modules"
 		return nil, nil
 	}
-	tree, err := choose.Open(r.kernel)
+	tree, err := choose.Open(r.file(r.kernel))
 	if err != nil {
 		return nil, err
 	}
@@ -213,12 +317,12 @@ func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
 	if r.firmware == "" {
 		return records, nil
 	}
-	for _, fw := range chosen.Firmware(os.DirFS(r.firmware)) {
+	for _, fw := range chosen.Firmware(os.DirFS(r.file(r.firmware))) {
 		if len(fw.Files) == 0 {
-			fmt.Fprintf(stderr, "mkinitramfs: %s may ask for firmware %s, which is not at hand\n", fw.Module, fw.Name)
+			fmt.Fprintf(stderr, "note: %s may ask for firmware %s, which is not at hand\n", fw.Module, fw.Name)
 		}
 		for _, name := range fw.Files {
-			data, err := os.ReadFile(filepath.Join(r.firmware, name))
+			data, err := os.ReadFile(filepath.Join(r.file(r.firmware), name))
 			if err != nil {
 				return nil, err
 			}
@@ -232,18 +336,15 @@ func (r *recipe) drivers(stderr io.Writer) (records []cpio.Record, err error) {
 func (r *recipe) siteFiles() (records []cpio.Record, err error) {
 	for _, f := range r.files {
 		from, to, _ := strings.Cut(f, ":")
-		info, err := os.Stat(from)
+		info, err := os.Stat(r.file(from))
 		if err != nil {
 			return nil, err
 		}
-		if !info.Mode().IsRegular() {
-			return nil, errors.New("-file " + from + ": not a regular file")
-		}
-		data, err := os.ReadFile(from)
+		data, err := os.ReadFile(r.file(from))
 		if err != nil {
 			return nil, err
 		}
-		records = append(records, cpio.StaticFile(strings.TrimPrefix(path.Clean("/"+to), "/"), string(data), uint64(info.Mode().Perm())))
+		records = append(records, cpio.StaticFile(place(to), string(data), uint64(info.Mode().Perm())))
 	}
 	return records, nil
 }

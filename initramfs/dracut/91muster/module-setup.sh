@@ -4,7 +4,15 @@
 
 # called by dracut: only where it was asked for, and there is an agent to put into the image
 check() {
-    muster_agent > /dev/null || return 1
+    if ! muster_agent > /dev/null; then
+        muster_says "there is no muster-agent in /usr/bin or /usr/local/bin: make install-boot puts it there"
+        return 1
+    fi
+    local ca=${dracutsysrootdir-}/etc/muster/ca.pem
+    if [[ -e $ca ]] && ! grep -q '^-----BEGIN CERTIFICATE-----' "$ca"; then
+        muster_says "$ca is no certificate: muster ca export on the head prints it"
+        return 1
+    fi
     return 255
 }
 
@@ -39,6 +47,13 @@ muster_agent() {
             return 0
         fi
     done
-    dinfo "there is no muster-agent in /usr/bin or /usr/local/bin"
     return 1
+}
+
+# muster_says is an error only for whoever has asked for the module.
+muster_says() {
+    case " ${add_dracutmodules-} ${force_add_dracutmodules-} ${dracutmodules-} " in
+        *" muster "*) derror "muster: $1" ;;
+        *) dinfo "muster: $1" ;;
+    esac
 }
