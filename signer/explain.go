@@ -87,7 +87,7 @@ func explainUnknown(name string, seen trace) (sentence, hint string) {
 	case seen.report != nil:
 		return name + " was never enabled", enable
 	}
-	return name + " was never seen and never enabled", enable
+	return name + " was never seen and never enabled", "muster certs list shows the names that are; if it is right: " + enable
 }
 
 // explain is the one sentence about a node of the record. What it was refused for last comes

@@ -124,7 +124,6 @@ func newDocument(t *testing.T, ca string) *document {
 	d := &document{newBuilder(t, "/")}
 	for _, args := range [][]string{
 		{"sh", "-c", "mkdir $0/src $0/bin && tar -C ../.. --exclude=./bin --exclude=./.git -cf - . | tar -C $0/src -xf -", d.dir},
-		{"install", "-D", "-m", "755", parts.agent, filepath.Join(d.dir, "usr/bin/muster-agent")},
 	} {
 		if err := command(".", args[0], args[1:]...); err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -160,7 +161,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	which.flags(c, true)
 	f := c.Flags()
 	req.For = time.Hour
-	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d; at most 30d")
+	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d, 1d12h; at most 30d")
 	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu or pinned (default tofu, or what an open grant asks for)")
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
@@ -194,17 +195,20 @@ func (w *window) String() string {
 }
 
 func (w *window) Set(text string) error {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		if err != nil {
-			return fmt.Errorf("%q is not a number of days", text)
-		}
-		*w = window(time.Duration(n) * 24 * time.Hour)
-		return nil
+	days, rest, ok := strings.Cut(text, "d")
+	if !ok {
+		days, rest = "0", text
 	}
-	d, err := time.ParseDuration(text)
-	*w = window(d)
-	return err
+	n, err := strconv.ParseUint(days, 10, 16)
+	var d time.Duration
+	if err == nil && (rest != "" || !ok) {
+		d, err = time.ParseDuration(rest)
+	}
+	if err != nil || d < 0 {
+		return errors.New("write it as 90m, 12h, 2d or 1d12h")
+	}
+	*w = window(time.Duration(n)*24*time.Hour + d)
+	return nil
 }
 
 func nodes(n int) string {

@@ -120,10 +120,10 @@ and revoked nodes are not looked at.`,
 				format = "json"
 			}
 			if !slices.Contains(formats, format) {
-				return fail(exitUsage, "", "-o %s is none of %s", format, strings.Join(formats, ", "))
+				return fail(exitUsage, "muster certs list -o table", "-o %s is none of %s", format, strings.Join(formats, ", "))
 			}
 			if state != "" && !slices.Contains(stateNames(), state) {
-				return fail(exitUsage, "", "--state %s is none of %s", state, strings.Join(stateNames(), ", "))
+				return fail(exitUsage, "muster certs list, which shows them all", "--state %s is none of %s", state, strings.Join(stateNames(), ", "))
 			}
 			nodes, damaged, err := e.records(cmd.Context(), signer.ListRequest{IDs: which.ids, Selector: which.selector, State: signer.State(state)})
 			if err != nil {

@@ -79,10 +79,14 @@ entry cannot be changed or taken out unseen.`,
 				e.printEntry(entry)
 				return nil
 			})
-			if err == nil && *n == 0 {
-				fmt.Fprintln(e.err, "no entries")
+			switch {
+			case err != nil || *n > 0:
+				return err
+			case len(which.ids) > 0 && since == 0:
+				return fail(exitNone, "muster certs list shows the names", "no entries about %s", strings.Join(which.ids, ","))
 			}
-			return err
+			fmt.Fprintln(e.err, "no entries")
+			return nil
 		},
 	}
 	which.flags(c, false)
