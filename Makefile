@@ -13,7 +13,7 @@
 #   make fuzz       each fuzz target for FUZZTIME
 #   make check      gofmt, go vet, staticcheck
 #   make install-boot  muster-agent, and its hooks for dracut, initramfs-tools and mkinitcpio
-#   make install    programs, completions, systemd's units; DESTDIR and PREFIX are heard
+#   make install    programs, manual pages, completions, systemd's units; DESTDIR and PREFIX are heard
 #   make help       this
 
 GO       ?= go
@@ -128,6 +128,9 @@ check:
 install: build install-systemd
 	install -D -m 0755 bin/muster $(DESTDIR)$(PREFIX)/bin/muster
 	install -D -m 0755 bin/muster-agent $(DESTDIR)$(PREFIX)/bin/muster-agent
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	docs/man.sh bin/muster > $(DESTDIR)$(PREFIX)/share/man/man8/muster.8
+	docs/man.sh bin/muster-agent > $(DESTDIR)$(PREFIX)/share/man/man8/muster-agent.8
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	bin/muster completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/muster
 	bin/muster completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_muster

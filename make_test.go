@@ -1,9 +1,11 @@
 package muster_test
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -49,4 +51,47 @@ func TestMakeWords(t *testing.T) {
 	if out, err := c.CombinedOutput(); err == nil || !strings.Contains(string(out), "make uki: kernel it's a kernel: ") {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestManual: a page shows, line for line, what --help says of the program and of each command.
+func TestManual(t *testing.T) {
+	testtpm.Need(t, "nroff")
+	for name, commands := range map[string][][]string{
+		"muster":       {{}, {"certs"}, {"certs", "enable"}, {"ca", "export"}, {"serve"}, {"log"}},
+		"muster-agent": {{}, {"run"}, {"get"}, {"doctor"}},
+	} {
+		page, err := exec.Command("docs/man.sh", filepath.Join(bin, name)).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command("nroff", "-man", "-ww", "-c", "-Tutf8", "-rLL=200n")
+		c.Stdin = bytes.NewReader(page)
+		var warnings bytes.Buffer
+		c.Stderr = &warnings
+		out, err := c.Output()
+		if err != nil || warnings.Len() > 0 {
+			t.Fatalf("%s: %v\n%s", name, err, warnings.String())
+		}
+		rendered := squeezed(regexp.MustCompile("(?s).\b").ReplaceAllString(string(out), ""))
+		for _, command := range commands {
+			help, err := exec.Command(filepath.Join(bin, name), append(command, "--help")...).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(rendered, squeezed(string(help))) {
+				t.Errorf("%s has no help of %q as it is:\n%s", name, command, help)
+			}
+		}
+	}
+}
+
+// squeezed is a text without its spaces at the ends of lines, and without empty lines.
+func squeezed(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\n")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"strings"
 )
@@ -25,7 +26,7 @@ type NetBoot struct {
 }
 
 // Start serves until Stop, and returns the options for the NIC of a node that is to boot from
-// there. The script's settings become this cluster's, as an administrator writes them.
+// there. The script's settings and image become this cluster's, as an administrator writes them.
 func (n *NetBoot) Start() (nic string, err error) {
 	l, err := net.Listen("tcp", cmp.Or(n.Listen, "127.0.0.1:0"))
 	if err != nil {
@@ -35,7 +36,7 @@ func (n *NetBoot) Start() (nic string, err error) {
 	files := http.NewServeMux()
 	files.HandleFunc("/boot.ipxe", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, n.script()) })
 	files.HandleFunc("/vmlinuz", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, n.Kernel) })
-	files.HandleFunc("/muster.cpio.xz", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, n.Image) })
+	files.HandleFunc("/"+filepath.Base(n.Image), func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, n.Image) })
 	for path, file := range n.Files {
 		files.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
 	}
@@ -56,7 +57,8 @@ var setting = regexp.MustCompile(`(?m)^set (\w+) .*$`)
 
 func (n *NetBoot) script() string {
 	settings := map[string]string{"base": n.url, "head": n.Head.URL(), "pin": n.Head.Pin, "root": n.Words}
-	return setting.ReplaceAllStringFunc(n.Script, func(line string) string {
+	named := strings.ReplaceAll(n.Script, "muster.cpio.xz", filepath.Base(n.Image))
+	return setting.ReplaceAllStringFunc(named, func(line string) string {
 		name := strings.Fields(line)[1]
 		return "set " + name + " " + settings[name]
 	})

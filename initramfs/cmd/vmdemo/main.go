@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -81,15 +82,16 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer d.server.Stop()
 
 	d.screen.title("2. The node is switched on. It has nothing but a network card: iPXE fetches kernel and boot image.")
-	// Without a root named the node would switch itself off; it does not get that far.
-	enrolled := func(ctx context.Context, b *vm.Boot) error { return b.WaitFor(ctx, "enrolled at .*\n") }
-	if err := d.boot(ctx, "", enrolled); err != nil {
+	// Without a root named the node would switch itself off; it does not get that far, or nobody sees it.
+	const line = "enrolled at .*"
+	enrolled := func(ctx context.Context, b *vm.Boot) error { return b.WaitFor(ctx, line+"\n") }
+	if err := d.boot(ctx, "", regexp.MustCompile(line), enrolled); err != nil {
 		return err
 	}
 
 	d.screen.title("3. Somebody pulls its plug. It is switched on again: certificate and key are in its TPM.")
 	off := func(ctx context.Context, b *vm.Boot) error { return b.Off(ctx) }
-	if err := d.boot(ctx, " muster.root=/dev/vda", off); err != nil {
+	if err := d.boot(ctx, " muster.root=/dev/vda", nil, off); err != nil {
 		return err
 	}
 	d.screen.title("What the head remembers of it:")
@@ -140,12 +142,13 @@ func (d *demo) rootDisk() (file string, err error) {
 	return file, nil
 }
 
-// boot shows one boot until it has come far enough, and then cuts the power.
-func (d *demo) boot(ctx context.Context, more string, enough func(context.Context, *vm.Boot) error) error {
+// boot shows one boot, up to its last line of interest, until it has come far enough, and then cuts the power.
+func (d *demo) boot(ctx context.Context, more string, last *regexp.Regexp, enough func(context.Context, *vm.Boot) error) error {
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	d.server.Words = words + more
 	shown := d.screen.begin(d.head)
+	shown.last = last
 	d.server.Asked = shown.asked
 	b, err := d.node.Power(ctx, vm.Software{})
 	if err != nil {

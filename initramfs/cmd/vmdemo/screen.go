@@ -52,13 +52,19 @@ func at(lines []string, i int) string {
 
 func wrap(lines []string, width int) (wrapped []string) {
 	for _, line := range lines {
-		for runes := []rune(line); ; runes = append([]rune("  "), runes[width:]...) {
-			if len(runes) <= width {
-				wrapped = append(wrapped, string(runes))
-				break
+		runes := []rune(line)
+		for len(runes) > width {
+			end := width
+			for end > width/2 && runes[end] != ' ' { // a word that is too long for that is cut
+				end--
 			}
-			wrapped = append(wrapped, string(runes[:width]))
+			if runes[end] != ' ' {
+				end = width
+			}
+			wrapped = append(wrapped, string(runes[:end]))
+			runes = append([]rune("  "), []rune(strings.TrimLeft(string(runes[end:]), " "))...)
 		}
+		wrapped = append(wrapped, string(runes))
 	}
 	return wrapped
 }
@@ -68,6 +74,7 @@ type shown struct {
 	screen *screen
 	boot   *vm.Boot
 	head   *vm.Head
+	last   *regexp.Regexp // the line after which there is nothing more to see; nil for none
 	lines  int
 	table  string
 
@@ -99,7 +106,7 @@ func (s *shown) fetched() []string {
 
 // look adds what is new on either side.
 func (s *shown) look() {
-	lines := consoleLines(s.boot.Text())
+	lines := s.until(consoleLines(s.boot.Text()))
 	left := append(s.fetched(), lines[s.lines:]...)
 	var right []string
 	if table, err := s.head.Admin("certs", "list"); err == nil && table != s.table {
@@ -110,6 +117,15 @@ func (s *shown) look() {
 		s.screen.rows(left, right)
 	}
 	s.lines = len(lines)
+}
+
+func (s *shown) until(lines []string) []string {
+	for i, line := range lines {
+		if s.last != nil && s.last.MatchString(line) {
+			return lines[:i+1]
+		}
+	}
+	return lines
 }
 
 var (

@@ -103,7 +103,10 @@ the administrator enabled and that proves itself with its TPM.
 
   muster init                          make a cluster
   muster serve                         be the signer
-  muster certs enable -i 'n[0-99]'     let these nodes enrol; then power them on`,
+  muster certs enable -i 'n[0-99]'     let these nodes enrol; then power them on
+
+Exit status: 0 done, 1 failed, 2 usage or configuration, 3 partly done, 4 nothing matched,
+5 head or store unreachable, 6 refused by policy, 130 interrupted.`,
 		Version:           version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
