@@ -110,7 +110,7 @@ systemctl start muster.service && exit 1
 logged muster MUSTER_EVENT=serve-failed 'MUSTER_HINT=as root: chown -R muster: /var/lib/muster'
 chown muster: /var/lib/muster/store.db
 systemctl restart muster.service && exit 1
-told() { journalctl -u muster | grep -q 'open /var/lib/muster/ca/ca.pem: permission denied hint="as root: chown -R muster: /var/lib/muster"'; }
+told() { journalctl -u muster | grep -q 'open /var/lib/muster/ca/ca.key: permission denied hint="as root: chown -R muster: /var/lib/muster"'; }
 await told
 chown -R muster: /var/lib/muster
 systemctl reset-failed muster.service muster.socket muster-public.socket muster-admin.socket
@@ -123,13 +123,14 @@ muster ca show >/dev/null
 func TestUnitsTaken(t *testing.T) {
 	newContainer(t).run(`
 cluster
-openssl s_server -quiet -accept 8443 -cert /var/lib/muster/ca/ca.pem -key /var/lib/muster/ca/ca.key >/dev/null 2>&1 &
-taken() { ss -ltn | grep -q :8443; }
-await taken
+muster init --dir /tmp/other --host localhost >/dev/null
+muster serve --dir /tmp/other --public '' --socket /tmp/other.sock 2>/dev/null &
+await muster ca show --socket /tmp/other.sock
 systemctl start muster.service && exit 1
 is muster.service ExecMainStatus 2
 logged muster 'MUSTER_HINT=ss -ltnp shows who has it; another address: systemctl edit muster.socket, as systemd.md has it under Addresses'
 kill $!
+wait $!
 systemctl reset-failed muster.service muster.socket muster-public.socket muster-admin.socket
 systemctl start muster.service
 `)

@@ -56,7 +56,7 @@ const (
 )
 
 var whyRows = []whyRow{
-	{"never seen", nil, func(s *site, _, _ *key) {}, "n0 was never seen and never enabled", enable},
+	{"never seen", nil, func(s *site, _, _ *key) {}, "n0 was never seen and never enabled", "muster certs list shows the names that are; if it is right: " + enable},
 	{"asks, and nobody enabled it", []any{whyUnknown}, func(s *site, k, _ *key) {
 		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
 	}, "n0 asked once from 192.0.2.1 at TIME, and is not known", enable},

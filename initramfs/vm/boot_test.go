@@ -33,6 +33,15 @@ func TestNotEnabled(t *testing.T) {
 	r.golden("not-enabled", r.boot("muster.wait=8s"))
 }
 
+// TestSlips: what makes no sense on the kernel command line is said and keeps no node from its certificate; who names
+// a root as for other images reads how to name it here.
+func TestSlips(t *testing.T) {
+	r := newRig(t)
+	r.enable()
+	r.golden("slips", r.boot("root=/dev/vda1 muster.fail=rebooot muster.shell=yes rd.muster=0 rd.muster.wiat=8s"))
+	r.is("active")
+}
+
 // TestNoTPM: without a TPM the node ends at once, whatever else it has.
 func TestNoTPM(t *testing.T) {
 	r := newRig(t)

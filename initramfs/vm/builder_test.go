@@ -46,8 +46,8 @@ func (b *builder) write(name, text string) {
 func installMuster(t *testing.T, root string, targets ...string) {
 	t.Helper()
 	for _, args := range [][]string{
-		{"install", "-D", "-m", "755", parts.agent, filepath.Join(root, "usr/bin/muster-agent")},
 		append([]string{"make", "-s", "-C", "../..", "DESTDIR=" + root, "PREFIX=/usr"}, targets...),
+		{"install", "-D", "-m", "755", parts.agent, filepath.Join(root, "usr/bin/muster-agent")},
 	} {
 		if err := command(".", args[0], args[1:]...); err != nil {
 			t.Fatal(err)

@@ -30,9 +30,6 @@ func TestHooksRefuse(t *testing.T) {
 		}
 	}
 	refuses("muster ca export")
-	if err := os.Remove(filepath.Join(b.dir, "usr/local/bin/muster-agent")); err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
 	if err := os.Remove(filepath.Join(b.dir, "usr/bin/muster-agent")); err != nil {
 		t.Fatal(err)
 	}
