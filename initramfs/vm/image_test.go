@@ -75,13 +75,13 @@ func (r *rig) nginx(dirs ...string) string {
 	r.Helper()
 	dir := shortDir(r.T)
 	port := freePort(r.T)
-	ca := filepath.Join(r.head.Dir, "state/ca/ca")
+	state := filepath.Join(r.head.Dir, "state")
 	r.tool("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=images",
 		"-keyout", dir+"/key", "-out", dir+"/csr")
 	if err := os.WriteFile(dir+"/ext", []byte("subjectAltName=IP:"+vm.HostAddr+"\nextendedKeyUsage=serverAuth\n"), 0o600); err != nil {
 		r.Fatal(err)
 	}
-	r.tool("openssl", "x509", "-req", "-in", dir+"/csr", "-CA", ca+".pem", "-CAkey", ca+".key", "-days", "2", "-extfile", dir+"/ext", "-out", dir+"/crt")
+	r.tool("openssl", "x509", "-req", "-in", dir+"/csr", "-CA", state+"/public/ca.pem", "-CAkey", state+"/ca/ca.key", "-days", "2", "-extfile", dir+"/ext", "-out", dir+"/crt")
 	conf := fmt.Sprintf(`user root;
 daemon off;
 pid %[1]s/pid;
@@ -97,7 +97,7 @@ http {
 		ssl_protocols TLSv1.3;
 		ssl_client_certificate %[3]s;
 		ssl_verify_client on;
-`, dir, port, ca+".pem")
+`, dir, port, state+"/public/ca.pem")
 	for i, d := range dirs {
 		conf += fmt.Sprintf("location /%d/ { alias %s/; }\n", i, d)
 	}

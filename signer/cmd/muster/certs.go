@@ -68,7 +68,7 @@ func (c *choice) with(args []string) error {
 
 // completeNodes completes the last name or group of a set from the daemon's record.
 func completeNodes(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
-	e := &env{patience: mutePatience}
+	e := &env{}
 	e.socket, _ = cmd.Flags().GetString("socket")
 	before := toComplete[:strings.LastIndexByte(toComplete, ',')+1]
 	var names []string

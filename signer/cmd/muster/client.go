@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,11 +31,12 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 	if err != nil {
 		return nil, err
 	}
+	patience := cmp.Or(e.patience, mutePatience)
 	client := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", e.socket)
 		},
-		ExpectContinueTimeout: 2 * e.patience,
+		ExpectContinueTimeout: 2 * patience,
 	}}
 	asked, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
@@ -45,10 +47,10 @@ func call[T any](ctx context.Context, e *env, path string, req any, each func(si
 	// The body waits for somebody to read it: what was given up may lie in systemd's socket, and must not be done when
 	// the daemon is back at last.
 	hr.Header.Set("Expect", "100-continue")
-	late := time.AfterFunc(e.patience, func() { giveUp(errMute) })
+	late := time.AfterFunc(patience, func() { giveUp(errMute) })
 	resp, err := client.Do(hr)
 	if !late.Stop() && ctx.Err() == nil {
-		return nil, fail(exitUnreachable, unitHint, "no daemon answers at %s within %v", e.socket, e.patience)
+		return nil, fail(exitUnreachable, unitHint, "no daemon answers at %s within %v", e.socket, patience)
 	}
 	if ctx.Err() != nil {
 		return nil, interrupted()

@@ -62,12 +62,12 @@ type env struct {
 	args     []string
 	out, err io.Writer
 	socket   string
-	patience time.Duration // with a daemon that does not answer
+	patience time.Duration // with a daemon that does not answer; 0: mutePatience
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out := &output{Writer: stdout}
-	e := &env{args: args, out: out, err: stderr, patience: mutePatience}
+	e := &env{args: args, out: out, err: stderr}
 	root := e.command()
 	root.SetArgs(args)
 	root.SetOut(out)
