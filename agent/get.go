@@ -62,7 +62,7 @@ func (b *boot) get(ctx context.Context, u *url.URL, w io.Writer) error {
 		if resp.StatusCode/100 == 5 {
 			return tryAgain("the server is busy or broken: see its log", "%s", message)
 		}
-		return &Outcome{Status: StatusFailed, Message: message, Hint: "the server is the right one and says no: look at the URL, and at its log"}
+		return &Outcome{Status: StatusFailed, Message: message}
 	}
 	body := &reading{r: resp.Body}
 	if _, err = io.Copy(w, body); body.err != nil {

@@ -214,6 +214,10 @@ func runGet(ctx context.Context, p *Program, in *invocation) error {
 	if !out.done && terminal(p.Stdout) { // who pipes gets the body's bytes and no other
 		fmt.Fprintln(p.Stdout)
 	}
+	var o *agent.Outcome
+	if errors.As(err, &o) && o.Hint == "" {
+		o.Hint = "the server is the right one and says no: look at the URL, and at its log"
+	}
 	return err
 }
 

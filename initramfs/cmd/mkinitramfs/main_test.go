@@ -68,6 +68,28 @@ func TestImage(t *testing.T) {
 	}
 }
 
+// TestNote: what an image leaves to the kernel command line is said.
+func TestNote(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "image.cpio")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "must: muster.head=https://HEAD:8443 muster.ca=PIN\n"},
+		{[]string{"-head", "https://h"}, "must: muster.ca=PIN\n"},
+		{[]string{"-head", "https://h", "-ca", "sha256:" + strings.Repeat("0", 64)}, ""},
+	} {
+		var stderr bytes.Buffer
+		r := recipe{out: out}
+		for i := 0; i < len(c.args); i += 2 {
+			*map[string]*string{"-head": &r.head, "-ca": &r.ca}[c.args[i]] = c.args[i+1]
+		}
+		if err := r.check(&stderr); err != nil || !strings.HasSuffix(stderr.String(), c.want) || c.want == "" && stderr.Len() > 0 {
+			t.Errorf("%v: %v, %q", c.args, err, stderr.String())
+		}
+	}
+}
+
 // TestFiles: what the image has beside /init, and that nothing more is in it.
 func TestFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ca.pem")

@@ -67,13 +67,15 @@ func (r *recipe) check(stderr io.Writer) (err error) {
 	if err := r.checkFiles(); err != nil {
 		return err
 	}
-	for _, word := range []struct{ value, note string }{
-		{r.head, "the kernel command line must name a head: muster.head=https://HEAD:8443"},
-		{r.ca, "the kernel command line must have the CA's pin: muster.ca=PIN ('muster ca show' on the head prints it)"},
-	} {
-		if word.value == "" {
-			fmt.Fprintln(stderr, "note:", word.note)
-		}
+	var words []string
+	if r.head == "" {
+		words = append(words, "muster.head=https://HEAD:8443")
+	}
+	if r.ca == "" {
+		words = append(words, "muster.ca=PIN")
+	}
+	if len(words) > 0 {
+		fmt.Fprintf(stderr, "note: what the image does not say, the kernel command line must: %s\n", strings.Join(words, " "))
 	}
 	return nil
 }
