@@ -17,7 +17,14 @@ type control struct {
 }
 
 var controls = []control{
-	{"I1: a revoked key is not barred", "signer/enroll.go", `bound.barred.Revision != 0`, `false`, "./signer", "TestRevoke$"},
+	{"I1: a revoked key is not barred", "signer/enroll.go", `if b.barred.Revision == 0 {`, `if true {`, "./signer", "TestRevoke$"},
+	{"I1: two renewals at once", "signer/renew.go", `Guards: []store.Guard{item.Guard()},`, `Guards: nil,`, "./signer", "TestRenewalsMeet$"},
+	{"I1: a node renews for the key of another TPM", "signer/renew.go", `return ek.Fingerprint == s.EK })`, `return true })`, "./signer", "TestNewKeyAttacks$"},
+	{"I1: a proof for one certificate renews another", "signer/renew.go", `Grant: c.Serial,`, `Grant: "",`, "./signer", "TestNewKeyAttacks$"},
+	{"I3: a certificate ends before the next one is used", "signer/enroll.go", `if s.Cert != nil && s.Cert.Activated {`, `if false {`, "./signer", "TestRenew$"},
+	{"I5: a renewal raises the level", "signer/renew.go", `key, err := c.subject()`, `key, err := c.subject(); key.level = s.level(s.EK)`, "./signer", "TestRenewLevel$"},
+	{"I10: renewed whenever it is asked for", "signer/renew.go", `if !h.due(s, c, now) {`, `if false {`, "./signer", "TestRenew$"},
+	{"disable stops no renewal", "signer/renew.go", `if no == nil && s.Disabled {`, `if false {`, "./signer", "TestRenewRefused$"},
 	{"I5: any attributes will do", "internal/template/template.go", `FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
 			UserWithAuth: true, NoDA: true, SignEncrypt: true,`, `FixedTPM: true, UserWithAuth: true, NoDA: true, SignEncrypt: true,`, "./signer", "TestWrongKeys$"},
 	{"I5: any proof will do", "signer/attest/proof.go", `!hmac.Equal(a.proof, t.Proof(t.Secret(key)))`, `false && key == nil && t == nil && hmac.Equal(nil, nil)`, "./signer", "TestWrongAnswers$"},

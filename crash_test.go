@@ -56,6 +56,55 @@ func TestSignerKilled(t *testing.T) {
 	}
 }
 
+// renewFailpoints are the places between decision and reply of signer/renew.go.
+var renewFailpoints = []string{"renew-claim", "renew-signed", "renew-stored", "renew-reply"}
+
+// TestRenewalKilled kills the head at every step of a renewal, for the same key and for another. The node's certificate
+// stays good, and the next attempt gets the one that is on record.
+func TestRenewalKilled(t *testing.T) {
+	dir := t.TempDir()
+	if err := build(dir, "failpoints", "./signer/cmd/muster"); err != nil {
+		t.Fatal(err)
+	}
+	for _, point := range renewFailpoints {
+		for _, args := range [][]string{nil, {"--new-key"}} {
+			t.Run(strings.Join(append([]string{point}, args...), " "), func(t *testing.T) {
+				t.Parallel()
+				h := newHeadAt(t, "127.0.0.1", filepath.Join(dir, "muster"))
+				n := newNode(t, h, "n0")
+				n.mustBeDue()
+				first := serialOf(t, n)
+				h.kill()
+				h.env = []string{"MUSTER_FAILPOINT=" + point}
+				h.start()
+				if r := n.renew(append(args, "--wait", "1s")...); r.status != 75 {
+					t.Fatalf("the renewal under which the head died: %v", r)
+				}
+				h.await()
+				h.env = nil
+				h.start()
+				if got := serialOf(t, n); got != first {
+					t.Fatalf("installed: %s", got)
+				}
+				before := h.entries("n0", "renew")
+				if claimed := point == "renew-stored" || point == "renew-reply"; claimed != (len(before) == 1) {
+					t.Fatalf("%d renewals on record", len(before))
+				}
+				if r := n.renew(args...); r.status != 0 {
+					t.Fatalf("the next renewal: %v", r)
+				}
+				after := h.entries("n0", "renew")
+				if len(after) != 1 || len(before) == 1 && after[0]["serial"] != before[0]["serial"] {
+					t.Errorf("renewals on record: before %v, after %v", before, after)
+				}
+				if got := serialOf(t, n); got != after[0]["serial"] {
+					t.Errorf("the node has certificate %s, the record %s", got, after[0]["serial"])
+				}
+			})
+		}
+	}
+}
+
 // TestNoFailpointsShipped: the environment variable means nothing to the shipped program.
 func TestNoFailpointsShipped(t *testing.T) {
 	shipped, err := os.ReadFile(filepath.Join(bin, "muster"))

@@ -13,22 +13,32 @@ import (
 )
 
 // TestPowerCuts pulls the plug before and after every single TPM command of a first boot, a second
-// boot and an enrolment after a new grant, until a run completes. The next boot must end enrolled
-// (I3), with one key for the grant (I1), and the TPM's lockout counter at 0.
+// boot, an enrolment after a new grant, a renewal, one with another key and the boot after that, until a run
+// completes. The next boot must end enrolled (I3), with one key for the grant (I1), and the TPM's lockout counter
+// at 0.
 func TestPowerCuts(t *testing.T) {
 	for _, phase := range []struct {
 		name    string
 		prepare func(t *testing.T, n *node)
+		act     func(n *node) result
 	}{
-		{"first boot", func(t *testing.T, n *node) {}},
-		{"second boot", func(t *testing.T, n *node) { n.mustBoot() }},
+		{"first boot", func(t *testing.T, n *node) {}, boots},
+		{"second boot", func(t *testing.T, n *node) { n.mustBoot() }, boots},
 		{"re-enrolment", func(t *testing.T, n *node) {
 			n.mustBoot()
 			if r := n.agent("forget", "--key"); r.status != 0 {
 				t.Fatalf("forget: %v", r)
 			}
 			n.head.must("certs", "enable", "-i", n.name)
-		}},
+		}, boots},
+		{"renewal", func(t *testing.T, n *node) { n.mustBeDue() }, func(n *node) result { return n.renew() }},
+		{"another key", func(t *testing.T, n *node) { n.mustBoot() }, func(n *node) result { return n.renew("--new-key") }},
+		{"boot with another key", func(t *testing.T, n *node) {
+			n.mustBoot()
+			if r := n.renew("--new-key"); r.status != 0 {
+				t.Fatalf("renew: %v", r)
+			}
+		}, boots},
 	} {
 		for _, after := range []bool{false, true} {
 			when := "before"
@@ -39,7 +49,7 @@ func TestPowerCuts(t *testing.T) {
 				t.Parallel()
 				h := newHead(t)
 				for k := 1; ; k++ {
-					if !cutAt(t, h, k, after, phase.prepare) {
+					if !cutAt(t, h, k, after, phase.prepare, phase.act) {
 						t.Logf("%d cuts", k-1)
 						if k < 3 {
 							t.Errorf("only %d commands to cut at", k-1)
@@ -52,19 +62,21 @@ func TestPowerCuts(t *testing.T) {
 	}
 }
 
-// cutAt prepares a new node, cuts the power of its next boot at command k, and boots it again. It
+func boots(n *node) result { return n.boot() }
+
+// cutAt prepares a new node, cuts the power of what it does then at command k, and boots it again. It
 // reports whether there was a command k.
-func cutAt(t *testing.T, h *head, k int, after bool, prepare func(*testing.T, *node)) bool {
+func cutAt(t *testing.T, h *head, k int, after bool, prepare func(*testing.T, *node), act func(*node) result) bool {
 	n := newNode(t, h, fmt.Sprintf("n%d", k))
 	defer n.tpm.Stop()
 	h.must("certs", "enable", "-i", n.name)
 	prepare(t, n)
 	grants := grantsUsed(h, n.name)
 	killer := n.cutPower(t, k, after)
-	r := n.boot()
+	r := act(n)
 	if !killer.Fired() {
 		if r.status != 0 {
-			t.Fatalf("the boot without a cut: %v", r)
+			t.Fatalf("without a cut: %v", r)
 		}
 		return false
 	}
@@ -76,9 +88,42 @@ func cutAt(t *testing.T, h *head, k int, after bool, prepare func(*testing.T, *n
 	if r := n.boot(); r.status != 0 {
 		t.Fatalf("cut at command %d: the next boot: %v\nthe boot that was cut: %s", k, r, h.log)
 	}
+	if n.keys(t) == 2 { // it was cut before the new one was used; another attempt clears up
+		if r := n.renew("--new-key"); r.status != 0 {
+			t.Fatalf("cut at command %d: the next renewal: %v", k, r)
+		}
+		n.mustBoot()
+	}
 	checkOneKey(t, h, n, grants)
 	checkLockout(t, n, k)
+	if n := n.keys(t); n != 1 {
+		t.Fatalf("cut at command %d: %d keys", k, n)
+	}
 	return true
+}
+
+// keys is how many of our slots in the TPM are taken.
+func (n *node) keys(t *testing.T) (taken int) {
+	t.Helper()
+	tpm, err := n.tpm.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm.Close()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x81004E00, PropertyCount: 2}.Execute(tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := rsp.CapabilityData.Data.Handles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range list.Handle {
+		if h == 0x81004E00 || h == 0x81004E01 {
+			taken++
+		}
+	}
+	return taken
 }
 
 func grantsUsed(h *head, node string) map[string]string {

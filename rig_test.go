@@ -251,8 +251,11 @@ func (h *head) record(node string) record {
 	return list.Nodes[0]
 }
 
-// issues are the certificates that the journal has for a node, oldest first.
-func (h *head) issues(node string) []map[string]string {
+// issues are the certificates by a grant that the journal has for a node, oldest first.
+func (h *head) issues(node string) []map[string]string { return h.entries(node, "issue") }
+
+// entries are the fields of a node's entries of one kind in the journal, oldest first.
+func (h *head) entries(node, kind string) []map[string]string {
 	h.t.Helper()
 	var found []map[string]string
 	for _, line := range strings.Split(strings.TrimSpace(h.must("log", "-i", node, "--json")), "\n") {
@@ -266,7 +269,7 @@ func (h *head) issues(node string) []map[string]string {
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			h.t.Fatal(err)
 		}
-		if e.Kind == "issue" {
+		if e.Kind == kind {
 			found = append(found, e.Fields)
 		}
 	}
@@ -315,6 +318,36 @@ func (n *node) mustBoot(args ...string) result {
 		n.t.Fatalf("muster-agent run: %v\n%s", r, n.head.log)
 	}
 	return r
+}
+
+// renew is the agent's renewal with the node's head.
+func (n *node) renew(args ...string) result {
+	n.t.Helper()
+	return n.agent("renew", append([]string{"--head", n.head.url(), "--ca", n.head.pin, "--wait", "20s"}, args...)...)
+}
+
+// mustBeDue boots the node with a certificate that is soon due, and returns when it is.
+func (n *node) mustBeDue() {
+	n.t.Helper()
+	n.head.must("certs", "enable", "-i", n.name, "--life", "1m", "--refresh-at", "99%")
+	n.mustBoot()
+	n.awaitDue()
+}
+
+// awaitDue returns when the head renews the certificate of the node.
+func (n *node) awaitDue() {
+	n.t.Helper()
+	for {
+		var list struct {
+			Nodes []struct {
+				RenewAt time.Time `json:"renew_at"`
+			}
+		}
+		n.head.json(&list, "certs", "show", "-i", n.name, "--json")
+		if !time.Now().Before(list.Nodes[0].RenewAt) {
+			return
+		}
+	}
 }
 
 // loseRun empties /run, as a power cut does.

@@ -25,6 +25,11 @@ type boot struct {
 	have  *identity     // from NV, nil for none
 	spent time.Duration // of wait, on the lock
 	kept  error         // why the certificate is not in NV; nil: it is, or was not to be written
+
+	records  []*identity // all of NV's
+	renewing bool        // renew, not run
+	newKey   bool
+	active   bool // a head has said so of the certificate that this run got
 }
 
 // Run is the boot flow, which may be run as often as one likes. It returns the line that says what
@@ -32,7 +37,7 @@ type boot struct {
 //
 //  1. Read NV, and decide whom to trust.
 //  2. With a certificate in NV: show it to a head (one signature by the TPM), or, with no head in
-//     reach, do without. Install the files. Done.
+//     reach, do without. Renew it when it is due. Install the files. Done.
 //  3. Without, or when the head does not know it any more: make or find the key, prove it, and keep
 //     and install what the head signs.
 //
@@ -41,12 +46,17 @@ type boot struct {
 //
 // What a head cannot see of a run is reported to one; see report.
 func (a *Agent) Run(ctx context.Context) (line string, err error) {
-	unlock, spent, err := a.lock(ctx)
+	return (&boot{Agent: a}).alone(ctx)
+}
+
+// alone runs while no other agent is at work.
+func (b *boot) alone(ctx context.Context) (line string, err error) {
+	unlock, spent, err := b.lock(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	b := &boot{Agent: a, spent: spent}
+	b.spent = spent
 	line, err = b.start(ctx)
 	b.report(ctx, b.trouble(err))
 	return line, err
@@ -77,6 +87,12 @@ func (b *boot) run(ctx context.Context) (string, error) {
 	}
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	if b.renewing {
+		if records, err = b.toRenew(records); err != nil {
+			return "", err
+		}
+	}
+	b.records = records
 	for _, id := range records {
 		b.have = id
 		line, err := b.resume(wait, id)
@@ -84,6 +100,9 @@ func (b *boot) run(ctx context.Context) (string, error) {
 			return line, err
 		}
 		b.log.Warn("enrolling again", "node", id.node(), "err", err)
+	}
+	if b.newKey {
+		return "", tryAgain("muster-agent run", "no head takes the certificate that this node has, so that it cannot vouch for another key")
 	}
 	if len(records) > 0 {
 		b.have = records[0] // the newest says which key the head has bound
@@ -108,7 +127,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 	if b.named && b.name != id.node() {
 		b.log.Warn("the certificate in the TPM is for another name; the head decides names", "asked", b.name, "node", id.node())
 	}
-	offline := b.usable(id, nil, b.clock.past(id.leaf)) == nil
+	offline := !b.renewing && b.usable(id, nil, b.clock.past(id.leaf)) == nil
 	if len(b.heads) == 0 && offline {
 		return b.finishOffline(id, errors.New("no head is configured"))
 	}
@@ -123,7 +142,7 @@ func (b *boot) resume(ctx context.Context, id *identity) (string, error) {
 	var k *keyError
 	switch {
 	case err == nil:
-		return b.finish(ctx, id, at, self)
+		return b.confirmed(ctx, id, at, self)
 	case errors.As(err, &l):
 		if offline && errors.Is(l.interrupted, context.DeadlineExceeded) {
 			return b.finishOffline(id, l)
@@ -157,8 +176,12 @@ func (b *boot) finish(ctx context.Context, id *identity, at *contact, self *wire
 		return "", err
 	}
 	b.acknowledge(ctx, id, self.Ack, g.roots)
-	return fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s%s", id.node(),
-		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage(), disabledNote(self)), nil
+	line := fmt.Sprintf("%s: certificate %s until %s, confirmed by %s, storage %s%s", id.node(),
+		short(id.serial()), day(id.leaf.NotAfter), at.head, id.storage(), disabledNote(self))
+	if b.renewing && !self.RenewAt.IsZero() {
+		line += "; to be renewed from " + day(self.RenewAt)
+	}
+	return line, nil
 }
 
 // finishOffline installs from NV and the image alone.

@@ -30,9 +30,22 @@ func (b *boot) enroll(ctx, wait context.Context, revoked bool) (string, error) {
 	if err != nil {
 		return "", tpmError(err)
 	}
+	var replaced *tpm.Key
 	first := key
 	for attempt := 0; ; attempt++ {
 		line, err := b.enrollKey(ctx, wait, key, revoked)
+		if err == nil && replaced != nil && b.active {
+			if err := b.tpm.EvictSlot(b.slots, replaced.Slot()); err != nil {
+				b.log.Warn("the key before this one is still in the TPM", "slot", replaced.Slot(), "err", err)
+			}
+		}
+		if code(err) == wire.Refused && attempt == 0 && key.Slot() != tpm.PrimarySlot {
+			if other := b.besides(key); other != nil {
+				b.log.Info("the key has been replaced; using the other", "slot", other.Slot())
+				replaced, key = key, other
+				continue
+			}
+		}
 		if code(err) != wire.KeyBarred || attempt == 2 {
 			return line, b.enrollError(err, revoked)
 		}
@@ -92,33 +105,15 @@ func samePublic(key *tpm.Key, pub crypto.PublicKey) bool {
 func (b *boot) enrollKey(ctx, wait context.Context, key *tpm.Key, revoked bool) (string, error) {
 	c := b.client(nil)
 	defer c.close()
-	e := &enrollment{boot: b, client: c, key: key, csr: sync.OnceValues(func() ([]byte, error) {
-		return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	})}
+	e := b.enrollment(c, key)
 	if revoked {
 		e.once = []wire.Code{wire.NotEnabled, wire.Pending}
 	}
-	if err := c.reach(wait); err != nil {
-		return "", err
-	}
-	if _, err := e.csr(); err != nil {
-		return "", err
-	}
-	var id *identity
-	var sent []*x509.Certificate
-	err := b.tpm.WithEKs(true, func(eks []tpm.EK) (err error) {
-		e.eks = eks
-		id, sent, err = e.run(wait)
-		return err
-	})
+	id, sent, err := e.prove(wait)
 	if err != nil {
 		return "", err
 	}
-	if err := b.keep(id); err != nil {
-		return "", err
-	}
-	b.have = id
-	return b.firstUse(ctx, e, id, sent)
+	return b.use(ctx, e, id, sent)
 }
 
 // firstUse installs the files and then shows the certificate to a head. The files stand when no
@@ -133,8 +128,11 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 	if err := b.install(g); err != nil {
 		return "", err
 	}
-	line := fmt.Sprintf("%s: enrolled at %s, level %s, certificate %s until %s, storage %s", id.node(), head,
-		e.level, short(id.serial()), day(id.leaf.NotAfter), id.storage())
+	if e.level != "" {
+		head += ", level " + string(e.level)
+	}
+	line := fmt.Sprintf("%s: %s %s, certificate %s until %s, storage %s", id.node(), e.did, head,
+		short(id.serial()), day(id.leaf.NotAfter), id.storage())
 	soon, cancel := context.WithTimeout(ctx, offlineAfter)
 	defer cancel()
 	self, at, err := b.self(soon, id)
@@ -145,6 +143,10 @@ func (b *boot) firstUse(ctx context.Context, e *enrollment, id *identity, sent [
 	case err != nil:
 		return "", err
 	}
+	if e.again && due(self) {
+		return b.confirmed(ctx, id, at, self)
+	}
+	b.active = self.State == stateActive
 	g.status.State, g.status.Head = self.State, at.head
 	g.roots = stillTrusted(g.roots, self.CAs)
 	if err := b.install(g); err != nil {
@@ -163,6 +165,43 @@ type enrollment struct {
 	csr    func() ([]byte, error)
 	once   []wire.Code // codes that end it at once
 	level  wire.Level
+	again  bool // the certificate was in use before
+
+	purpose string // of the proof
+	did     string // what it came to, in the line that says what happened
+}
+
+func (b *boot) enrollment(c *client, key *tpm.Key) *enrollment {
+	return &enrollment{
+		boot: b, client: c, key: key, purpose: wire.PurposeEnroll, did: "enrolled at",
+		csr: sync.OnceValues(func() ([]byte, error) {
+			return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+		}),
+	}
+}
+
+// paths are where the two legs go.
+func (e *enrollment) paths() (challenge, answer string) {
+	if e.purpose == wire.PurposeRenew {
+		return wire.PathRenewChallenge, wire.PathRenew
+	}
+	return wire.PathChallenge, wire.PathEnroll
+}
+
+// prove is steps 1 to 4.
+func (e *enrollment) prove(ctx context.Context) (id *identity, sent []*x509.Certificate, err error) {
+	if err := e.client.reach(ctx); err != nil {
+		return nil, nil, err
+	}
+	if _, err := e.csr(); err != nil {
+		return nil, nil, err
+	}
+	err = e.tpm.WithEKs(true, func(eks []tpm.EK) (err error) {
+		e.eks = eks
+		id, sent, err = e.run(ctx)
+		return err
+	})
+	return id, sent, err
 }
 
 const maxRounds = 20 // of stale challenges; each one cost a head something
@@ -187,7 +226,8 @@ func (e *enrollment) run(ctx context.Context) (*identity, []*x509.Certificate, e
 // round is one challenge and its answer.
 func (e *enrollment) round(ctx context.Context) (*identity, []*x509.Certificate, error) {
 	var ch wire.Challenge
-	if err := e.client.call(ctx, wire.PathChallenge, e.claim, &ch, e.once...); err != nil {
+	leg1, leg2 := e.paths()
+	if err := e.client.call(ctx, leg1, e.claim, &ch, e.once...); err != nil {
 		return nil, nil, err
 	}
 	if err := e.learn(e.client, ch.Time); err != nil {
@@ -212,11 +252,11 @@ func (e *enrollment) round(ctx context.Context) (*identity, []*x509.Certificate,
 	var answer wire.Enrolled
 	// Not enabled any more: the answer to the challenge is worth nothing, so that the next thing to
 	// ask for is another challenge.
-	err = e.client.call(ctx, wire.PathEnroll, func() ([]byte, error) { return body, nil }, &answer, wire.NotEnabled)
+	err = e.client.call(ctx, leg2, func() ([]byte, error) { return body, nil }, &answer, wire.NotEnabled)
 	if err != nil {
 		return nil, nil, err
 	}
-	return e.accept(&ch, &answer)
+	return e.accept(ch.Slot, &answer)
 }
 
 // claim is the body of leg 1. Certificates of EKs are dropped, last first, when it would be too large.
@@ -270,15 +310,15 @@ func (e *enrollment) check(ch *wire.Challenge) (*tpm.EK, *wire.Transcript, error
 	}
 	e.level = ch.Level
 	return &e.eks[i], &wire.Transcript{
-		Cluster: ch.Cluster, Purpose: wire.PurposeEnroll, Grant: ch.Grant, Slot: ch.Slot, Exp: ch.Exp, Epoch: ch.Epoch,
+		Cluster: ch.Cluster, Purpose: e.purpose, Grant: ch.Grant, Slot: ch.Slot, Exp: ch.Exp, Epoch: ch.Epoch,
 		EK: e.eks[i].Fingerprint, EKName: name.Buffer, KeyName: e.key.Name(), CSR: sha256.Sum256(csr), Level: ch.Level,
 	}, nil
 }
 
 // accept checks the certificate: it is for this key and this name, and from the pinned CA.
-func (e *enrollment) accept(ch *wire.Challenge, answer *wire.Enrolled) (*identity, []*x509.Certificate, error) {
+func (e *enrollment) accept(node string, answer *wire.Enrolled) (*identity, []*x509.Certificate, error) {
 	bad := func(err error) (*identity, []*x509.Certificate, error) {
-		return nil, nil, badAnswer("on the head: muster why "+ch.Slot, "the head's certificate for this node is of no use: %v", err)
+		return nil, nil, badAnswer("on the head: muster why "+node, "the head's certificate for this node is of no use: %v", err)
 	}
 	if err := e.learn(e.client, answer.Time); err != nil {
 		return nil, nil, err
@@ -299,14 +339,15 @@ func (e *enrollment) accept(ch *wire.Challenge, answer *wire.Enrolled) (*identit
 	if !samePublic(e.key, leaf.PublicKey) {
 		return bad(errors.New("it is for another key"))
 	}
-	if leaf.Subject.CommonName != ch.Slot {
-		return bad(fmt.Errorf("it is for %q, not for %q", leaf.Subject.CommonName, ch.Slot))
+	if leaf.Subject.CommonName != node {
+		return bad(fmt.Errorf("it is for %q, not for %q", leaf.Subject.CommonName, node))
 	}
 	at := later(e.clock.past(nil), v.at)
 	chain, err := e.trust.verifyNode(leaf, sent, at)
 	if err != nil {
 		return bad(err)
 	}
+	e.again = answer.State == stateActive
 	return &identity{leaf: leaf, key: e.key, pin: pinFor(chain, e.trust.roots(sent, at)), index: -1}, sent, nil
 }
 

@@ -33,6 +33,7 @@ type fakeHead struct {
 	enabled  bool
 	key      []byte // SPKI of the bound key
 	cert     *x509.Certificate
+	next     *x509.Certificate // of a renewal
 	active   bool
 	disabled bool
 	barred   map[string]bool // by SPKI
@@ -42,6 +43,9 @@ type fakeHead struct {
 	stale    int      // challenges whose answer is to be stale
 	reports  []wire.Report
 	now      func() time.Time
+
+	renewAt time.Time // zero: no renewal
+	renewal func(old *x509.Certificate) (*x509.Certificate, wire.Code)
 
 	lie     func(*wire.Challenge)
 	forge   func(pub crypto.PublicKey) *x509.Certificate
@@ -92,6 +96,8 @@ func (h *fakeHead) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer, code = h.enroll(body)
 	case "GET " + wire.PathSelf:
 		answer, code = h.self(r)
+	case "POST " + wire.PathRenew:
+		answer, code = h.renew(r, body)
 	case "POST " + wire.PathReport:
 		answer, code = h.report(body)
 	default:
@@ -207,6 +213,20 @@ func (h *fakeHead) enroll(body []byte) (any, wire.Code) {
 	return answer, ""
 }
 
+// renew knows of one renewal, for the key that there is. Until it is used the old certificate serves as well.
+func (h *fakeHead) renew(r *http.Request, body []byte) (any, wire.Code) {
+	if string(body) != `{"v":1}` || len(r.TLS.PeerCertificates) == 0 || !r.TLS.PeerCertificates[0].Equal(h.cert) {
+		h.t.Errorf("renewal %s", body)
+		return nil, wire.BadRequest
+	}
+	next, code := h.renewal(h.cert)
+	if code != "" {
+		return nil, code
+	}
+	h.next = next
+	return &wire.Enrolled{Cert: next.Raw, State: "issued", Time: h.now().Unix()}, ""
+}
+
 func (h *fakeHead) report(body []byte) (any, wire.Code) {
 	var said wire.Report
 	if err := wire.Decode(body, &said); err != nil || !said.Code.Known() || said.V != wire.Version {
@@ -218,6 +238,9 @@ func (h *fakeHead) report(body []byte) (any, wire.Code) {
 }
 
 func (h *fakeHead) self(r *http.Request) (any, wire.Code) {
+	if h.next != nil && len(r.TLS.PeerCertificates) > 0 && r.TLS.PeerCertificates[0].Equal(h.next) {
+		h.cert, h.next, h.renewAt = h.next, nil, time.Time{}
+	}
 	switch {
 	case len(r.TLS.PeerCertificates) == 0 || h.cert == nil || !r.TLS.PeerCertificates[0].Equal(h.cert):
 		return nil, wire.NotEnabled
@@ -230,5 +253,5 @@ func (h *fakeHead) self(r *http.Request) (any, wire.Code) {
 		state = stateDisabled
 	}
 	return &wire.Self{Node: "n0", Serial: serialHex(h.cert.SerialNumber), State: state, Level: wire.TOFU,
-		Expires: h.cert.NotAfter, Time: h.now().Unix()}, ""
+		Expires: h.cert.NotAfter, RenewAt: h.renewAt, Time: h.now().Unix()}, ""
 }

@@ -139,11 +139,7 @@ func (b *boot) keep(id *identity) error {
 	if b.have != nil {
 		b.tpm.KeepRecord(b.have.index)
 	}
-	slot := uint8(tpm.RecordPrimary)
-	if id.key.Slot() != tpm.PrimarySlot {
-		slot = uint8(id.key.Slot())
-	}
-	err := b.tpm.WriteRecord(b.slots, tpm.Record{Slot: slot, Algorithm: id.key.Algorithm(), Pin: id.pin, Leaf: id.leaf.Raw})
+	err := b.tpm.WriteRecord(b.slots, id.record())
 	if errors.Is(err, tpm.ErrNoNV) {
 		b.log.Warn("the certificate is not kept in the TPM and will be fetched again at each boot", "event", journal.NotKept, "err", err)
 		id.index, b.kept = -1, err
@@ -151,6 +147,14 @@ func (b *boot) keep(id *identity) error {
 	}
 	id.index = 0
 	return err
+}
+
+func (id *identity) record() tpm.Record {
+	slot := uint8(tpm.RecordPrimary)
+	if id.key.Slot() != tpm.PrimarySlot {
+		slot = uint8(id.key.Slot())
+	}
+	return tpm.Record{Slot: slot, Algorithm: id.key.Algorithm(), Pin: id.pin, Leaf: id.leaf.Raw}
 }
 
 // errUseless is a record that cannot be used, for a reason that enrolling again mends.

@@ -156,7 +156,7 @@ func TestEveryReasonHasASentence(t *testing.T) {
 	s := &slot{Node: "n0", Grant: &grant{Used: true, Until: noon}, EK: "e"}
 	for _, why := range []reason{
 		whyForm, whyNotEnabled, whyWindowOver, whyDisabled, whyOtherTPM, whyOtherKey, whyEKTaken, whyKeyTaken, whyLevel,
-		whyStale, whyNotOnRecord, whyStore, whyClock, whySigning, whyOverload, whyTooLarge, whyCSR, whyExpired,
+		whyStale, whyNotOnRecord, whyStore, whyClock, whySigning, whyOverload, whyTooLarge, whyCSR, whyExpired, whyTooSoon,
 	} {
 		sentence, _, ok := explainRefusal(s, &sighting{Reason: why, Addr: "10.0.0.1", At: noon, Count: 2}, noon.Add(time.Minute))
 		if !ok || !strings.Contains(sentence, "n0") || !strings.Contains(sentence, "10.0.0.1") {

@@ -183,5 +183,5 @@ func mayIssue(s *slot, level wire.Level, now time.Time) *refusal {
 
 // terms are what the record gives an EK now. Both legs compute them, and the proof binds them.
 func (h *Head) terms(s *slot, ek string) attest.Terms {
-	return attest.Terms{Cluster: h.cluster.ID, Grant: s.grantID(), Slot: s.Node, Level: s.level(ek)}
+	return attest.Terms{Cluster: h.cluster.ID, Purpose: wire.PurposeEnroll, Grant: s.grantID(), Slot: s.Node, Level: s.level(ek)}
 }

@@ -212,6 +212,21 @@ type key struct {
 	area   tpm2.TPMTPublic
 	public crypto.PublicKey
 	csr    []byte
+	renews bool // its answers are for /v1/renew
+}
+
+// renewing is k as it asks for a renewal.
+func (k *key) renewing() *key {
+	r := *k
+	r.renews = true
+	return &r
+}
+
+func (k *key) purpose() string {
+	if k.renews {
+		return wire.PurposeRenew
+	}
+	return wire.PurposeEnroll
 }
 
 func (k *key) Public() crypto.PublicKey { return k.public }
@@ -303,7 +318,7 @@ func (k *key) answerWith(node string, c wire.Challenge, secret []byte) (wire.Enr
 		return wire.EnrollRequest{}, err
 	}
 	transcript := wire.Transcript{
-		Cluster: c.Cluster, Purpose: wire.PurposeEnroll, Grant: c.Grant, Slot: c.Slot, Exp: c.Exp, Epoch: c.Epoch,
+		Cluster: c.Cluster, Purpose: k.purpose(), Grant: c.Grant, Slot: c.Slot, Exp: c.Exp, Epoch: c.Epoch,
 		EK: ek, EKName: nameOf(&k.ek.area).Buffer, KeyName: nameOf(&k.area).Buffer, CSR: sha256.Sum256(k.csr), Level: c.Level,
 	}
 	return wire.EnrollRequest{

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,6 +29,9 @@ type EnableRequest struct {
 
 	Selector string `json:"selector,omitempty"` // of package selector: narrows IDs or All
 	Create   bool   `json:"create,omitempty"`   // names that an inventory does not have, too
+	// Life of the next certificates, and at how many percent of it left they are renewed; 0: as on record.
+	Life      time.Duration `json:"life,omitempty"`
+	RefreshAt int           `json:"refresh_at,omitempty"`
 }
 
 const changedSchema = "muster.changed/v1"
@@ -106,6 +110,12 @@ func (r *EnableRequest) check() error {
 	}
 	if r.EK != "" && !isFingerprint(r.EK) {
 		return adminError(KindUsage, "on the node: muster-agent ek", "EK %q is not a SHA-256 in lower-case hex", r.EK)
+	}
+	if r.Life != 0 && (r.Life < MinLife || r.Life > MaxLife) {
+		return adminError(KindUsage, "--life 30d", "a life of %v is not between %v and %d days", r.Life, MinLife, int(MaxLife.Hours()/24))
+	}
+	if r.RefreshAt != 0 && (r.RefreshAt < MinRefreshAt || r.RefreshAt > MaxRefreshAt) {
+		return adminError(KindUsage, "--refresh-at 33%", "%d%% of the life left is not between %d%% and %d%%", r.RefreshAt, MinRefreshAt, MaxRefreshAt)
 	}
 	for _, name := range r.DNS {
 		if !inventory.IsHostName(name) {
@@ -208,6 +218,12 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		s.IP = req.IP
 	}
 	fields := map[string]string{"grant": s.Grant.ID, "until": s.Grant.Until.Format(time.RFC3339), "level": string(s.Grant.Level), "by": byWhom(ctx)}
+	if req.Life != 0 {
+		s.Life, fields["life"] = req.Life, req.Life.String()
+	}
+	if req.RefreshAt != 0 {
+		s.RefreshAt, fields["refresh_at"] = req.RefreshAt, strconv.Itoa(req.RefreshAt)+"%"
+	}
 	if req.EK != "" {
 		s.EK, s.Pinned = req.EK, true
 		fields["ek"] = req.EK

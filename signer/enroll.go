@@ -68,19 +68,22 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 // settle gives the stored certificate to the key that it was made for, or makes one.
 // bound is where the bindings of EK and key stand, or are believed to.
 func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, now time.Time) (*issued, *refusal) {
-	stored, no := h.decide(at, s, now)
+	stored, over, no := h.decide(at, s, now)
 	if stored != nil || no != nil {
 		return stored, no
 	}
-	if bound.barred.Revision != 0 {
-		return nil, refuse(wire.KeyBarred, whyKeyBarred, "the key %s was revoked with a certificate of %s", at.Key(), bound.barred.Value)
+	if no := bound.barring(at); no != nil {
+		return nil, no
+	}
+	if over != nil {
+		return h.renewal(ctx, renewal{of: over, key: attested(at), ek: at.EK(), how: "over", bound: &bound}, item, s, now)
 	}
 	if no := h.maySign(now); no != nil {
 		return nil, no
 	}
 	failpoint("claim")
 	r := h.ring.Load() // the transaction guards that it is still the one: nothing is signed by a CA that has ended
-	cert, err := h.certify(r.byRole(roleActive), at, s, now)
+	cert, err := h.certify(r.byRole(roleActive), attested(at), s, now)
 	if err != nil {
 		return nil, refuse(wire.Busy, whySigning, "%v", err)
 	}
@@ -108,30 +111,35 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 	return cert, nil
 }
 
-// decide looks at the record alone: a certificate to give again, a refusal, or neither, which means
-// that a new one may be made.
-func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (*issued, *refusal) {
+// decide looks at the record alone: a certificate to give again, one that is over and that the same key of the
+// same TPM renews, a refusal, or none of these, which means that a new one may be made.
+func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (stored, over *issued, no *refusal) {
 	if s.Revoked {
-		return nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
+		return nil, nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
 	}
 	if s.EK != "" && s.EK != at.EK() {
-		return nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
+		return nil, nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
 	}
-	no := mayIssue(s, at.Level(), now)
+	no = mayIssue(s, at.Level(), now)
 	for _, c := range []*issued{s.Cert, s.Old} {
 		// With an open grant a key whose level has risen since, by --ek say, gets a certificate that says so.
 		better := no == nil && c == s.Cert && c != nil && at.Level().Rank() > c.Level.Rank()
 		if h.good(c, now) && c.Key == at.Key() && !better {
-			return c, nil
+			return c, nil, nil
 		}
 	}
-	if no != nil && no.reason == whyNotEnabled && s.Cert != nil {
-		if s.Cert.Key == at.Key() {
-			return nil, refuse(wire.NotEnabled, whyExpired, "the certificate of %s is over", s.Node)
-		}
-		return nil, refuse(wire.Refused, whyOtherKey, "the grant of %s led to the key %s", s.Node, s.Cert.Key)
+	if no == nil || no.reason == whyDisabled {
+		return nil, nil, no
 	}
-	return nil, no
+	for _, c := range []*issued{s.Cert, s.Old} {
+		if c != nil && c.Key == at.Key() {
+			return nil, c, nil
+		}
+	}
+	if no.reason == whyNotEnabled && s.Cert != nil {
+		no = refuse(wire.Refused, whyOtherKey, "the grant of %s led to the key %s", s.Node, s.Cert.Key)
+	}
+	return nil, nil, no
 }
 
 // bindings are the items that say to which names an EK and a node key belong, and whether the key is barred.
@@ -165,13 +173,26 @@ func (h *Head) bindings(ctx context.Context, at *attest.Attested) (bindings, *re
 	return b, nil
 }
 
-// with returns the record after cert was made: the grant is used, the EK bound, and the certificate
-// before stays good until the new one's first use.
+// barring refuses a key that was revoked.
+func (b bindings) barring(at *attest.Attested) *refusal {
+	if b.barred.Revision == 0 {
+		return nil
+	}
+	return refuse(wire.KeyBarred, whyKeyBarred, "the key %s was revoked with a certificate of %s", at.Key(), b.barred.Value)
+}
+
+// with returns the record after cert was made by a grant: that is used, and the EK bound.
 func (s *slot) with(cert *issued, ek string) *slot {
-	next, g := *s, *s.Grant
+	next, g := s.replaced(cert), *s.Grant
 	g.Used = true
 	next.Grant = &g
 	next.EK = ek
+	return next
+}
+
+// replaced returns the record with a newer certificate. The one before stays good until the new one's first use.
+func (s *slot) replaced(cert *issued) *slot {
+	next := *s
 	if s.Cert != nil && s.Cert.Activated {
 		next.Old = s.Cert
 	}

@@ -109,7 +109,8 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 		return fmt.Sprintf("%s got certificate %.8s… on %s and has not used it yet", name, s.Cert.Serial, day(s.Cert.Issued)),
 			"on the node: muster-agent doctor"
 	case StateExpired:
-		return fmt.Sprintf("the certificate of %s was over on %s", name, day(s.Cert.NotAfter)), "muster certs enable -i " + name
+		return fmt.Sprintf("the certificate of %s was over on %s; it gets another when it asks with the same TPM and key", name, day(s.Cert.NotAfter)),
+			"boot the node; on it: muster-agent run"
 	case StateOpen:
 		asked := "has not asked since this head started"
 		if last != nil {
@@ -131,7 +132,11 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint string, ok bool) {
 	name, enable := s.Node, "muster certs enable -i "+s.Node
 	switch last.Reason {
-	case whyNotEnabled, whyWindowOver, whyDisabled, whyExpired:
+	case whyExpired:
+		return fmt.Sprintf("%s showed its certificate%s, which is over; an agent gets another by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
+	case whyTooSoon:
+		return fmt.Sprintf("%s asked%s for another key, and was refused: %s", name, from(last.Addr, last.At), last.Detail), "on the node: muster-agent renew, for the key that it has", true
+	case whyNotEnabled, whyWindowOver, whyDisabled:
 		if s.open(now) {
 			return "", "", false
 		}

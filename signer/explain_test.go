@@ -103,13 +103,30 @@ var whyRows = []whyRow{
 		s.enable("n0")
 		use(s.Head, certificate(s.t, s.enrol(k, "n0").Cert))
 	}, isWell, ""},
-	{"expired", []any{StateExpired}, func(s *site, k, _ *key) { s.enable("n0"); s.enrol(k, "n0"); s.clock.move(nodeLife) }, "the certificate of n0 was over on DAY", enable},
+	{"expired", []any{StateExpired}, func(s *site, k, _ *key) { s.enable("n0"); s.enrol(k, "n0"); s.clock.move(nodeLife) },
+		"the certificate of n0 was over on DAY; it gets another when it asks with the same TPM and key",
+		"boot the node; on it: muster-agent run"},
 	{"expired, and it asks", []any{whyExpired, StateExpired}, func(s *site, k, _ *key) {
+		s.enable("n0")
+		cert := certificate(s.t, s.enrol(k, "n0").Cert)
+		s.clock.move(nodeLife)
+		renewed(s.Head, cert)
+	},
+		"n0 showed its certificate from 192.0.2.1 at TIME, which is over; an agent gets another by itself",
+		"on the node: muster-agent run"},
+	{"expired, and it proves itself", []any{StateIssued}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		s.enrol(k, "n0")
 		s.clock.move(nodeLife)
-		s.post(wire.PathEnroll, s.answered(k, "n0"))
-	}, "n0 asked once from 192.0.2.1 at TIME, and was refused: the certificate of n0 is over", enable},
+		s.enrol(k, "n0")
+	}, "n0 got certificate SERIAL… on DAY and has not used it yet", doctor},
+	{"another key again", []any{whyTooSoon}, func(s *site, k, _ *key) {
+		cert := s.active(k, "n0")
+		s.rekeyed(cert, k.chip.nodeKey())
+		s.rekeyed(cert, k.chip.nodeKey())
+	},
+		"n0 asked from 192.0.2.1 at TIME for another key, and was refused: n0 has changed its key at DAY, and may again at DAY",
+		"on the node: muster-agent renew, for the key that it has"},
 	{"revoked", []any{StateRevoked, whyRevoked}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		s.enrol(k, "n0")

@@ -74,29 +74,35 @@ func (w *witness) violations(st store.Store) []string {
 		if issue.Fields["key"] != key || issue.Node != name {
 			bad = append(bad, fmt.Sprintf("certificate %.8s is not the one of the journal", serial))
 		}
+		if was := nameOf[key]; was != "" && was != name {
+			bad = append(bad, fmt.Sprintf("key %.8s serves %s and %s", key, was, name))
+		}
+		nameOf[key] = name
+		if !onRecord(st, c) {
+			bad = append(bad, fmt.Sprintf("certificate %.8s of %s is not in the store", serial, name))
+		}
+		if issue.Kind == "renew" { // which uses no grant
+			continue
+		}
 		grant := name + "/" + issue.Fields["grant"]
 		if was := keyOf[grant]; was != "" && was != key {
 			bad = append(bad, fmt.Sprintf("grant %s led to the keys %.8s and %.8s", grant, was, key))
 		}
-		if was := nameOf[key]; was != "" && was != name {
-			bad = append(bad, fmt.Sprintf("key %.8s serves %s and %s", key, was, name))
-		}
 		if was := derOf[grant]; was != nil && !bytes.Equal(was, c.Raw) {
 			bad = append(bad, fmt.Sprintf("grant %s led to two certificates", grant))
 		}
-		keyOf[grant], nameOf[key], derOf[grant] = key, name, c.Raw
-		if !onRecord(st, c) {
-			bad = append(bad, fmt.Sprintf("certificate %.8s of %s is not in the store", serial, name))
-		}
+		keyOf[grant], derOf[grant] = key, c.Raw
 	}
 	return bad
 }
 
-// readJournal returns the issue entries by serial. It follows each grant through the journal: a
-// certificate is issued under a grant that is open then, and under none twice.
+// readJournal returns the entries of certificates by serial. It follows each grant through the journal: a
+// certificate is issued under a grant that is open then, and under none twice. Without a grant a certificate is
+// for a key that the name had before, or for one that was proven to replace it.
 func readJournal(st store.Store) (issues map[string]store.Entry, bad []string) {
 	issues = map[string]store.Entry{}
 	open := map[string]string{} // by node: the grant that is open
+	had := map[string]bool{}    // node/key
 	for e, err := range st.Journal(context.Background(), 1) {
 		if err != nil {
 			return issues, append(bad, err.Error())
@@ -111,7 +117,12 @@ func readJournal(st store.Store) (issues map[string]store.Entry, bad []string) {
 				bad = append(bad, fmt.Sprintf("entry %d: %s got a certificate under grant %.8s, which is not open", e.Seq, e.Node, e.Fields["grant"]))
 			}
 			delete(open, e.Node)
-			issues[e.Fields["serial"]] = e
+			issues[e.Fields["serial"]], had[e.Node+"/"+e.Fields["key"]] = e, true
+		case "renew":
+			if e.Fields["how"] != "new-key" && !had[e.Node+"/"+e.Fields["key"]] {
+				bad = append(bad, fmt.Sprintf("entry %d: %s got a certificate for another key without a grant", e.Seq, e.Node))
+			}
+			issues[e.Fields["serial"]], had[e.Node+"/"+e.Fields["key"]] = e, true
 		}
 	}
 	return issues, bad
@@ -231,7 +242,11 @@ func (w *world) actions() map[string]func(*rapid.T) {
 		"enable": func(t *rapid.T) {
 			h, name, _ := w.drawn(t)
 			w.Head = h
-			w.enable(name)
+			w.enable(name, lasting(time.Hour, 50))
+		},
+		"renew": func(t *rapid.T) {
+			h, name, k := w.drawn(t)
+			w.renewSome(t, h, name, k, rapid.Bool().Draw(t, "new key"))
 		},
 		"pin": func(t *rapid.T) { // refused where it contradicts a binding
 			h, name, k := w.drawn(t)
@@ -323,9 +338,35 @@ func (w *world) useSome(t *rapid.T, h *Head, name string) {
 	if use(h, cert) != "" || !bytes.Equal(newest.DER, cert.Raw) {
 		return
 	}
+	w.ended(list, cert)
+}
+
+// ended notes that the first use of cert has ended all others.
+func (w *world) ended(list []*x509.Certificate, cert *x509.Certificate) {
 	for _, c := range list {
 		if !bytes.Equal(c.Raw, cert.Raw) {
 			w.over[serialHex(c.SerialNumber)] = true
+		}
+	}
+}
+
+// renewSome shows a certificate that is known to a head, to renew it.
+func (w *world) renewSome(t *rapid.T, h *Head, name string, k *key, newKey bool) {
+	list := w.of(name)
+	if len(list) == 0 {
+		t.Skip("no certificate")
+	}
+	cert := list[rapid.IntRange(0, len(list)-1).Draw(t, "certificate")]
+	w.Head = h
+	newest := w.record(name).Cert
+	ask := func() reply { return renewed(h, cert) }
+	if newKey {
+		ask = func() reply { return w.rekeyed(cert, k) }
+	}
+	if r := ask(); r.status == http.StatusOK {
+		w.saw(certificate(t, decoded[wire.Enrolled](t, r).Cert))
+		if bytes.Equal(newest.DER, cert.Raw) {
+			w.ended(list, cert)
 		}
 	}
 }
@@ -360,7 +401,7 @@ func (f *faulty) Commit(ctx context.Context, tx store.Tx) error {
 
 // claims says whether a Tx stores a node's certificate.
 func claims(tx store.Tx) bool {
-	return len(tx.Events) > 0 && tx.Events[0].Kind == "issue"
+	return len(tx.Events) > 0 && (tx.Events[0].Kind == "issue" || tx.Events[0].Kind == "renew")
 }
 
 // newWorld is a world without rapid, on a store with faults.

@@ -31,6 +31,10 @@ type NodeView struct {
 	IP     []string `json:"ip,omitempty"`
 	Cert   string   `json:"cert,omitempty"` // PEM
 	Old    string   `json:"old,omitempty"`  // serial of the certificate that lives until Cert is used
+	// From when on Cert is renewed; zero: not at all.
+	RenewAt   time.Time     `json:"renew_at,omitzero"`
+	Life      time.Duration `json:"life,omitempty"`       // of the next certificate
+	RefreshAt int           `json:"refresh_at,omitempty"` // percent of it left
 }
 
 func (s *slot) view(now time.Time, whole bool) NodeView {
@@ -48,6 +52,7 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	if whole {
 		v.Pinned, v.DNS, v.IP = s.Pinned, s.DNS, s.IP
 		v.MAC, v.UUID, v.Groups = s.MAC, s.UUID, s.Groups
+		v.Life, v.RefreshAt = s.life(), s.refreshAt()
 		if s.Cert != nil {
 			v.Cert = string(certificatePEM(s.Cert.DER))
 		}
@@ -95,7 +100,11 @@ func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any
 			continue
 		}
 		done.Count++
-		if err := out.item(s.view(now, req.Whole)); err != nil {
+		v := s.view(now, req.Whole)
+		if req.Whole && s.Cert != nil {
+			v.RenewAt = h.renewAt(s, s.Cert)
+		}
+		if err := out.item(v); err != nil {
 			return nil, err
 		}
 	}

@@ -37,6 +37,8 @@ func (h *Head) NodeHandler() http.Handler {
 	mux.HandleFunc("GET "+wire.PathSelf, h.serveSelf)
 	mux.HandleFunc("POST "+wire.PathReport, h.serveReport)
 	mux.HandleFunc("POST "+wire.PathAck, serveNode(h, h.acknowledge))
+	mux.HandleFunc("POST "+wire.PathRenewChallenge, serveNode(h, h.renewChallenge))
+	mux.HandleFunc("POST "+wire.PathRenew, serveNode(h, h.renew))
 	return onlyKnown(mux, h.log)
 }
 
@@ -96,18 +98,22 @@ func serveNode[T any](h *Head, call func(context.Context, []byte, *x509.Certific
 		cert := clientCertificate(r)
 		serveLeg(h, func(ctx context.Context, body []byte, who *peer) (*T, *refusal) {
 			if cert == nil {
-				return nil, refuse(wire.NotEnabled, whyNotOnRecord, "no client certificate")
+				return nil, noCertificate()
 			}
 			return call(ctx, body, cert, who)
 		})(w, r)
 	}
 }
 
+func noCertificate() *refusal {
+	return refuse(wire.NotEnabled, whyNotOnRecord, "no client certificate")
+}
+
 func (h *Head) serveSelf(w http.ResponseWriter, r *http.Request) {
 	who := &peer{addr: address(r)}
 	cert := clientCertificate(r)
 	if cert == nil {
-		h.refused(w, r.Context(), who, refuse(wire.NotEnabled, whyNotOnRecord, "no client certificate"))
+		h.refused(w, r.Context(), who, noCertificate())
 		return
 	}
 	answer, no := h.self(r.Context(), cert, who)

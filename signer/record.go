@@ -80,9 +80,13 @@ type slot struct {
 	Revoked  bool     `json:"revoked,omitempty"` // until `enable --again`
 	DNS      []string `json:"dns,omitempty"`
 	IP       []string `json:"ip,omitempty"`
-	Grant    *grant   `json:"grant,omitempty"`
-	Cert     *issued  `json:"cert,omitempty"`
-	Acked    string   `json:"acked,omitempty"` // id of the newest CA that the node says it trusts
+	// Life of the next certificate, and at how many percent of it left a certificate is renewed; 0: the default.
+	Life      time.Duration `json:"life,omitempty"`
+	RefreshAt int           `json:"refresh_at,omitempty"`
+	Rekeyed   time.Time     `json:"rekeyed,omitzero"` // when the node last changed its key by itself
+	Grant     *grant        `json:"grant,omitempty"`
+	Cert      *issued       `json:"cert,omitempty"`
+	Acked     string        `json:"acked,omitempty"` // id of the newest CA that the node says it trusts
 	// Old is the certificate that Cert replaces; it lives until Cert is first used, so that a
 	// lost answer never locks a node out.
 	Old *issued `json:"old,omitempty"`

@@ -47,6 +47,7 @@ const (
 	whyExpired     reason = "expired"     // the certificate is over
 	whyOtherBoard  reason = "other-board" // the MAC or UUID on record for the name is another
 	whyAmbiguous   reason = "ambiguous"   // MACs and UUID lead to several names
+	whyTooSoon     reason = "too-soon"    // a node that changes its key too often
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

@@ -22,7 +22,7 @@ func (h *Head) self(ctx context.Context, cert *x509.Certificate, who *peer) (*wi
 		}
 		answer := &wire.Self{
 			Node: s.Node, Serial: c.Serial, State: string(s.state(now)), Level: c.Level,
-			Expires: c.NotAfter, CAs: h.ring.Load().pins(), Ack: h.toAcknowledge(s), Time: now.Unix(),
+			Expires: c.NotAfter, RenewAt: h.renewAt(s, c), CAs: h.ring.Load().pins(), Ack: h.toAcknowledge(s), Time: now.Unix(),
 		}
 		if c.Activated {
 			return answer, nil

@@ -1,38 +1,60 @@
 package signer
 
 import (
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"fmt"
 	"net"
 	"net/url"
 	"time"
 
 	"muster/internal/wire"
 	"muster/signer/attest"
+	"muster/signer/store"
 )
 
-// certify makes the certificate of a node whose key has been attested. The key comes from the
-// proof, everything else from the record s and the cluster (I4); nothing comes from the CSR.
-func (h *Head) certify(ca *authority, at *attest.Attested, s *slot, now time.Time) (*issued, error) {
+// subject is a key that may be certified, and at which level.
+type subject struct {
+	key    string // fingerprint
+	public crypto.PublicKey
+	level  wire.Level
+}
+
+// attested is a key that was proven to be in its TPM.
+func attested(at *attest.Attested) subject { return subject{at.Key(), at.PublicKey(), at.Level()} }
+
+// subject is the key of a certificate on record, for its holder: proven once, at the level that it had then.
+func (c *issued) subject() (subject, error) {
+	cert, err := x509.ParseCertificate(c.DER)
+	if err != nil {
+		return subject{}, fmt.Errorf("certificate %s: %w", c.Serial, store.ErrDamaged)
+	}
+	return subject{c.Key, cert.PublicKey, c.Level}, nil
+}
+
+// certify makes the certificate of a node. The key has been proven, everything else comes from the record s
+// and the cluster (I4); nothing comes from the CSR.
+func (h *Head) certify(ca *authority, of subject, s *slot, now time.Time) (*issued, error) {
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: s.Node, Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		DNSNames:              s.DNS,
 		URIs:                  []*url.URL{h.spiffe("node", s.Node)},
-		Policies:              at.Level().Policies(),
+		Policies:              of.level.Policies(),
 		CRLDistributionPoints: []string{h.crlURL(ca)},
 	}
 	for _, ip := range s.IP {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
 	}
-	der, err := ca.sign(tmpl, at.PublicKey(), nodeLife, now)
+	der, err := ca.sign(tmpl, of.public, s.life(), now)
 	if err != nil {
 		return nil, err
 	}
 	return &issued{
-		DER: der, Serial: serialHex(tmpl.SerialNumber), CA: ca.id(), Key: at.Key(), Level: at.Level(),
+		DER: der, Serial: serialHex(tmpl.SerialNumber), CA: ca.id(), Key: of.key, Level: of.level,
 		Issued: now.UTC(), NotAfter: tmpl.NotAfter.UTC().Truncate(time.Second),
 	}, nil
 }

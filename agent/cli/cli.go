@@ -46,14 +46,15 @@ type command struct {
 // invocation is what the command line said.
 type invocation struct {
 	agent.Config
-	json, key bool
-	args      []string
+	json, key, newKey bool
+	args              []string
 }
 
 func commands() []command {
 	none := func(*flag.FlagSet, *invocation) {}
 	return []command{
 		{"run", "", "get or confirm the certificate, and install its files", runFlags, runRun},
+		{"renew", "", "renew the certificate when it is due", renewFlags, runRenew},
 		{"status", "", "what this node holds, without a network", statusFlags, runStatus},
 		{"cert", "", "print the certificate in the TPM, PEM", none, runCert},
 		{"ek", "", "print the endorsement keys' SHA-256 and kind", none, runEK},
@@ -152,6 +153,11 @@ func doctorFlags(fs *flag.FlagSet, in *invocation) {
 	fs.StringVar(&in.Node, "node", "", "the node's `NAME` (default: the hostname)")
 }
 
+func renewFlags(fs *flag.FlagSet, in *invocation) {
+	runFlags(fs, in)
+	fs.BoolVar(&in.newKey, "new-key", false, "at once, with another key in the TPM")
+}
+
 func statusFlags(fs *flag.FlagSet, in *invocation) { fs.BoolVar(&in.json, "json", false, "as JSON") }
 
 func forgetFlags(fs *flag.FlagSet, in *invocation) {
@@ -164,6 +170,15 @@ func runRun(ctx context.Context, p *Program, in *invocation) error {
 		return err
 	}
 	line, err := a.Run(ctx)
+	return p.say(line, err)
+}
+
+func runRenew(ctx context.Context, p *Program, in *invocation) error {
+	a, err := agent.New(in.Config)
+	if err != nil {
+		return err
+	}
+	line, err := a.Renew(ctx, in.newKey)
 	return p.say(line, err)
 }
 

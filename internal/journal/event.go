@@ -26,6 +26,7 @@ const (
 	Stranger      Event = "stranger"      // what answers is not a head of this cluster
 	NotKept       Event = "not-kept"      // the certificate is not in the TPM
 	ClockNotSet   Event = "clock-not-set" // the clock is wrong and cannot be set
+	NotRenewed    Event = "not-renewed"   // the certificate is due, and run could not renew it
 )
 
 // ID returns the event's MESSAGE_ID, under which the catalogue has its remedy; "" for no such event.
@@ -63,6 +64,8 @@ func (e Event) ID() string {
 		return "c6088636e8414f15b41a7864ab8943a7"
 	case ClockNotSet:
 		return "651737174eec432ab3916dce855dc32e"
+	case NotRenewed:
+		return "36d2fd006b5f485bbb9a7aac9a4c387b"
 	}
 	return ""
 }

@@ -6,8 +6,11 @@ import (
 	"encoding/binary"
 )
 
-// Purpose separates the exchanges that share the transcript's form.
-const PurposeEnroll = "enroll"
+// Purposes separate the exchanges that share the transcript's form.
+const (
+	PurposeEnroll = "enroll"
+	PurposeRenew  = "renew" // for a new key; Grant is then the serial number of the certificate that was shown
+)
 
 // Transcript is everything that leg 1 decided. The challenge's secret is derived from it and the
 // proof covers it, so leg 2 need not repeat leg 1's public-key work.

@@ -31,6 +31,9 @@ const (
 	PathSelf      = "/v1/self"
 	PathReport    = "/v1/report"
 	PathAck       = "/v1/ack"
+
+	PathRenewChallenge = "/v1/renew/challenge"
+	PathRenew          = "/v1/renew"
 )
 
 // Hints help the head find the record of a node that does not know its name. They never raise a level.
@@ -122,7 +125,14 @@ type EnrollRequest struct {
 	Proof []byte `json:"proof"` // Proof(secret, transcript)
 }
 
-// Enrolled answers leg 2.
+// RenewRequest is POST /v1/renew for the key that the node has. The connection's certificate says for whom
+// it is, and the TLS handshake has proven the key. For another key the body is an EnrollRequest that
+// answers a challenge of PathRenewChallenge.
+type RenewRequest struct {
+	V int `json:"v"`
+}
+
+// Enrolled answers leg 2, and a renewal.
 type Enrolled struct {
 	Cert   []byte   `json:"cert"`            // the node certificate, DER
 	Chain  [][]byte `json:"chain,omitempty"` // intermediates between Cert and the root, DER
@@ -138,8 +148,9 @@ type Self struct {
 	State   string    `json:"state"`
 	Level   Level     `json:"level"`
 	Expires time.Time `json:"expires"`
-	CAs     []string  `json:"cas"`           // pins of the CAs that are to be trusted now: of those that a node trusts, it drops the others
-	Ack     string    `json:"ack,omitempty"` // pin of a CA that the head wants to hear the node trusts
+	CAs     []string  `json:"cas"`               // pins of the CAs that are to be trusted now: of those that a node trusts, it drops the others
+	Ack     string    `json:"ack,omitempty"`     // pin of a CA that the head wants to hear the node trusts
+	RenewAt time.Time `json:"renew_at,omitzero"` // from when on the head renews it; zero: not at all
 	Time    int64     `json:"time"`
 }
 

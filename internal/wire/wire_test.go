@@ -48,6 +48,25 @@ func TestTranscriptGolden(t *testing.T) {
 	}
 }
 
+// TestRenewalGolden pins the request for the same key, which is all that docs/protocol.md says it is.
+func TestRenewalGolden(t *testing.T) {
+	const want = `{"v":1}`
+	if got := string(Encode(RenewRequest{V: Version})); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(doc, []byte("POST "+PathRenew+"\n"+want+"\n")) {
+		t.Error("docs/protocol.md does not have it")
+	}
+	// No body is a renewal of both kinds.
+	if Decode([]byte(want), &EnrollRequest{}) == nil || Decode(Encode(EnrollRequest{V: Version}), &RenewRequest{}) == nil {
+		t.Error("a body of one kind is one of the other, too")
+	}
+}
+
 // TestTranscriptCoversEveryField: a change of any field changes secret and proof.
 func TestTranscriptCoversEveryField(t *testing.T) {
 	base := Transcript{}

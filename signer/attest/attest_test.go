@@ -20,7 +20,7 @@ import (
 
 var noon = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
-var terms = Terms{Cluster: "c", Grant: "g", Slot: "n0", Level: wire.TOFU}
+var terms = Terms{Cluster: "c", Purpose: wire.PurposeEnroll, Grant: "g", Slot: "n0", Level: wire.TOFU}
 
 // node is a stand-in: this package looks at messages, and package signer's tests have real TPMs.
 func node(t testing.TB) *standin.TPM {

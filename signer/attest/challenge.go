@@ -17,7 +17,8 @@ const Life = 5 * time.Minute
 // for these terms and no others.
 type Terms struct {
 	Cluster string
-	Grant   string // empty where only a stored certificate may be given again
+	Purpose string // wire.PurposeEnroll or wire.PurposeRenew
+	Grant   string // as wire.Transcript has it
 	Slot    string // the name, from the administrator's record
 	Level   wire.Level
 }
@@ -53,7 +54,7 @@ func makeCredential(ek tpm2.TPMTPublic, name, secret []byte) (idObject, encSecre
 
 func transcript(ek, key Key, csr [32]byte, terms Terms, exp int64, epoch string) *wire.Transcript {
 	return &wire.Transcript{
-		Cluster: terms.Cluster, Purpose: wire.PurposeEnroll, Grant: terms.Grant, Slot: terms.Slot,
+		Cluster: terms.Cluster, Purpose: terms.Purpose, Grant: terms.Grant, Slot: terms.Slot,
 		Exp: exp, Epoch: epoch,
 		EK: ek.Public.Fingerprint, EKName: ek.Name, KeyName: key.Name, CSR: csr, Level: terms.Level,
 	}

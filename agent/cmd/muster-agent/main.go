@@ -5,6 +5,7 @@
 //
 //	muster-agent run     [--wait 10m] [--head URL,…] [--ca PIN|FILE,…] [--node NAME] [--key ALG]
 //	                     [--install PROFILE,…] [--clock MODE] [options]
+//	muster-agent renew   [--new-key] [options of run]
 //	muster-agent status  [--json] [options]
 //	muster-agent cert    [options]
 //	muster-agent ek      [options]
@@ -21,6 +22,10 @@
 // certificate and its CA's does without. A TPM that the firmware announces or --tpm names may appear
 // late: run waits up to 10 seconds for it. Of a run that fails for want of a TPM, or for what else a
 // head cannot see, a head is told, for `muster why` there.
+//
+// Renew renews the certificate over mTLS when the head says that it is due, as run does at boot; with
+// --new-key at once, for another key in the TPM, which is proven as at first. The old pair stays until the new
+// one is in use, and its key until the next run.
 //
 // Status tells what the node holds, without a network. Cert prints its certificate, PEM. Ek prints
 // the endorsement keys' SHA-256 (for `muster certs enable --ek` on the head) and kind, first the one
@@ -47,7 +52,7 @@
 // Exit status:
 //
 //	0    done
-//	1    get: the answer is 3xx or 4xx; doctor: something is wrong; cert, get: there is none
+//	1    get: the answer is 3xx or 4xx; doctor: something is wrong; cert, get, renew: there is none
 //	69   no usable TPM
 //	75   try again: no head in reach, or busy; get: 5xx; not enabled or pending, or another muster-agent at
 //	     work, and --wait is over; interrupted

@@ -128,6 +128,9 @@ one certificate for one key. Enabling again may extend a window, never shorten i
 closes it. A node that has a certificate already may use the grant for a new key of the same
 TPM. What --dns and --ip say goes into the next certificate that is made.
 
+A node renews its certificate by itself, and uses no grant for it, until disable. --life and
+--refresh-at stay on record for it.
+
 Levels: pinned, the TPM's EK is recorded with --ek; tofu, the first TPM seen in the
 window, which is trust on first use and proves no genuine TPM.`,
 		Example: `  muster certs enable -i 'n[0-99]'
@@ -135,6 +138,9 @@ window, which is trust on first use and proves no genuine TPM.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := which.with(args); err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("life") && req.Life == 0 {
+				return fail(exitUsage, "--life 30d", "a certificate must live longer than that")
 			}
 			if ek != "" {
 				fingerprint, err := readEK(ek)
@@ -167,6 +173,8 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
 	f.BoolVar(&req.Create, "create", false, "nodes that the inventory does not have, too (without an inventory that is the default)")
+	f.Var((*window)(&req.Life), "life", "how long the next certificates live: 12h, 30d; as on record, else 90d; never past the CA's end")
+	f.Var((*percent)(&req.RefreshAt), "refresh-at", "renew when this `part` of a certificate's life is left: 25%; as on record, else 33%")
 	f.BoolVar(&req.Again, "again", false, "let revoked nodes enrol again: with another key, and the TPM that they had")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"tofu", "pinned"}, cobra.ShellCompDirectiveNoFileComp))
@@ -188,7 +196,10 @@ func (w *window) Type() string { return "duration" }
 
 func (w *window) String() string {
 	const day = window(24 * time.Hour)
-	if *w >= day && *w%day == 0 {
+	switch {
+	case *w == 0:
+		return ""
+	case *w >= day && *w%day == 0:
 		return fmt.Sprintf("%dd", *w/day)
 	}
 	return strings.TrimSuffix(time.Duration(*w).String(), "0m0s")
@@ -208,6 +219,27 @@ func (w *window) Set(text string) error {
 		return errors.New("write it as 90m, 12h, 2d or 1d12h")
 	}
 	*w = window(time.Duration(n)*24*time.Hour + d)
+	return nil
+}
+
+// percent is a whole number of percent.
+type percent int
+
+func (p *percent) String() string {
+	if *p == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*p)) + "%"
+}
+
+func (p *percent) Type() string { return "percent" }
+
+func (p *percent) Set(text string) error {
+	n, err := strconv.ParseUint(strings.TrimSuffix(text, "%"), 10, 16)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q is not a part in percent", text)
+	}
+	*p = percent(n)
 	return nil
 }
 

@@ -50,6 +50,9 @@ type whole struct {
 	Groups   []string `json:"groups"`
 	Cert     *string  `json:"cert"`
 	Replaces *string  `json:"replaces"`
+	RenewAt  *string  `json:"renew_at"`
+	Life     int64    `json:"life"`       // of the next certificate, in seconds
+	Refresh  int      `json:"refresh_at"` // percent
 }
 
 func rowOf(v signer.NodeView) row {
@@ -61,7 +64,8 @@ func rowOf(v signer.NodeView) row {
 
 func wholeOf(v signer.NodeView) whole {
 	i := itemOf(v)
-	return whole{rowOf(v), v.Pinned, i.DNS, i.IP, i.MAC, i.UUID, i.Groups, orNull(v.Cert), orNull(v.Old)}
+	return whole{rowOf(v), v.Pinned, i.DNS, i.IP, i.MAC, i.UUID, i.Groups, orNull(v.Cert), orNull(v.Old),
+		orNull(stamp(v.RenewAt)), int64(v.Life.Seconds()), v.RefreshAt}
 }
 
 func orNull(s string) *string {
@@ -325,6 +329,7 @@ func (e *env) printNode(v signer.NodeView) {
 	line("key", v.Key)
 	line("issued", strings.Trim(at(v.Issued), "-"))
 	line("expires", strings.Trim(at(v.Expires), "-"))
+	line("renewal", strings.Trim(at(v.RenewAt), "-"))
 	line("replaces", v.Old)
 	fmt.Fprint(e.out, v.Cert)
 }
