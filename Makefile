@@ -142,7 +142,7 @@ LIB = $(DESTDIR)$(PREFIX)/lib
 
 install-systemd:
 	install -d $(LIB)/systemd/system $(DESTDIR)$(PREFIX)/share/doc/muster
-	for unit in systemd/*.service systemd/*.socket systemd/*.target; do \
+	for unit in systemd/*.service systemd/*.socket systemd/*.target systemd/*.timer; do \
 		sed -e 's|/usr/bin/muster|$(PREFIX)/bin/muster|' -e 's|/usr/share/doc/|$(PREFIX)/share/doc/|' $$unit >$(LIB)/systemd/system/$${unit##*/} || exit; \
 	done
 	install -d $(LIB)/systemd/catalog $(LIB)/systemd/system-preset

@@ -64,6 +64,32 @@ test -s /run/muster/node.crt
 `)
 }
 
+// TestUnitsRenew: the timer's service renews what is due, in the place where the agent's has put it, and is no failure
+// where there is no head, or nothing to renew.
+func TestUnitsRenew(t *testing.T) {
+	c := newContainer(t)
+	c.tpm()
+	c.run(begin + `
+node 'tpm = "swtpm:path=/tpm/s"' 'wait = "5s"'
+muster certs enable -i n0 --life 1m --refresh-at 99%
+systemctl start muster-agent-renew.service
+is muster-agent-renew.service ConditionResult no
+systemctl start muster.target
+cp /run/muster/node.crt /tmp/first
+renewed() { systemctl start muster-agent-renew.service && ! cmp -s /tmp/first /run/muster/node.crt; }
+await renewed
+is muster.target ActiveState active
+openssl verify -CAfile /run/muster/ca.pem /run/muster/node.crt
+systemctl enable --now muster-agent-renew.timer
+is muster-agent-renew.timer SubState waiting
+systemctl stop muster.socket muster-public.socket muster-admin.socket muster.service
+systemctl start muster-agent-renew.service
+is muster-agent-renew.service ExecMainStatus 75
+is muster-agent-renew.service Result success
+test -s /run/muster/node.crt
+`)
+}
+
 // TestUnitsByHand: whatever root does by hand, before init, in place of it and in place of the unit, the head's
 // user can go on with.
 func TestUnitsByHand(t *testing.T) {
@@ -139,14 +165,14 @@ systemctl start muster.service
 // TestUnitsPreset: nothing is enabled by itself, and one command enables a head, or a node.
 func TestUnitsPreset(t *testing.T) {
 	newContainer(t).run(`
-enabled() { systemctl is-enabled muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service || true; }
-systemctl preset muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service
-expect 'disabled disabled disabled disabled disabled' "$(echo $(enabled))"
+enabled() { systemctl is-enabled muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service muster-agent-renew.timer || true; }
+systemctl preset muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service muster-agent-renew.timer
+expect 'disabled disabled disabled disabled disabled disabled' "$(echo $(enabled))"
 systemctl enable muster.service
-expect 'enabled enabled enabled enabled disabled' "$(echo $(enabled))"
+expect 'enabled enabled enabled enabled disabled disabled' "$(echo $(enabled))"
 systemctl disable muster.service
-systemctl enable muster-agent.service
-expect 'disabled disabled disabled disabled enabled' "$(echo $(enabled))"
+systemctl enable muster-agent.service muster-agent-renew.timer
+expect 'disabled disabled disabled disabled enabled enabled' "$(echo $(enabled))"
 `)
 }
 
@@ -437,6 +463,7 @@ func TestSystemdDocument(t *testing.T) {
 	script := `
 ip address add 10.54.0.1/32 dev lo
 dropin muster-agent.service <<<$'[Service]\nExecStart=\nExecStart=/usr/bin/muster-agent run --tpm swtpm:path=/tpm/s\n'
+dropin muster-agent-renew.service <<<$'[Service]\nExecStart=\nExecStart=/usr/bin/muster-agent renew --tpm swtpm:path=/tpm/s\n'
 `
 	for _, b := range blocks {
 		script += fmt.Sprintf("echo '# the block at line %d'\n%s", b.line, b.text)

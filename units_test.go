@@ -105,11 +105,13 @@ func TestUnitsSecurity(t *testing.T) {
 		most  float64
 		good  bool
 	}{
-		"head":           {"muster.service", nil, 1.5, true},
-		"node":           {"muster-agent.service", nil, 3, true},
-		"control: head":  {"muster.service", careless, 1.5, false},
-		"control: node":  {"muster-agent.service", careless, 3, false},
-		"control: a bit": {"muster.service", func(s string) string { return strings.Replace(s, "User=muster\n", "", 1) }, 1.5, false},
+		"head":             {"muster.service", nil, 1.5, true},
+		"node":             {"muster-agent.service", nil, 3, true},
+		"renewal":          {"muster-agent-renew.service", nil, 3, true},
+		"control: head":    {"muster.service", careless, 1.5, false},
+		"control: node":    {"muster-agent.service", careless, 3, false},
+		"control: renewal": {"muster-agent-renew.service", careless, 3, false},
+		"control: a bit":   {"muster.service", func(s string) string { return strings.Replace(s, "User=muster\n", "", 1) }, 1.5, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, _ := unitsIn(t, c.unit, c.spoil)
