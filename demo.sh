@@ -59,7 +59,7 @@ muster serve --dir "$dir/state" --listen "localhost:$port" --public "localhost:$
 pids="$pids $!"
 printf '$ muster serve --dir state --listen localhost:%s --public localhost:%s --socket admin.sock &\n' "$port" "$public"
 until [ -S "$dir/admin.sock" ]; do kill -0 $! || { cat "$dir/serve.log" >&2; exit 1; }; sleep 0.05; done
-pin=$(muster ca show --json $sock | sed -n 's/.*"pin": "\(.*\)".*/\1/p')
+pin=$(muster ca show --json $sock | sed -n 's/.*"pin": "\(.*\)".*/\1/p' | head -n 1)
 
 # on MACHINE: where its TPM and its root are. Real nodes have them at /dev/tpmrm0 and /.
 on() { echo "--tpm swtpm:path=$dir/$1.sock --root $dir/$1.root"; }
