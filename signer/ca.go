@@ -38,12 +38,13 @@ type authority struct {
 	since       time.Time // of the role
 	cross, back []byte    // see caMember
 	crl         *published
+	responder   *atomic.Pointer[responder] // of OCSP, through all roles; holds nil: none yet
 }
 
 // published is the newest CRL of a CA, which it keeps through all its roles.
 type published struct {
-	der    atomic.Pointer[[]byte] // nil: none yet
-	number int64                  // if this process made it; under Head.publishing
+	list   atomic.Pointer[x509.RevocationList] // nil: none yet
+	number int64                               // if this process made it; under Head.publishing
 }
 
 // as is the same CA in another role.
@@ -77,7 +78,7 @@ func newAuthority(cluster string, now time.Time) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &authority{cert: cert, key: key, role: roleActive, since: now.UTC(), crl: &published{}}, nil
+	return &authority{cert: cert, key: key, role: roleActive, since: now.UTC(), crl: &published{}, responder: new(atomic.Pointer[responder])}, nil
 }
 
 func caTemplate(subject pkix.Name, ski []byte, from, to time.Time) *x509.Certificate {
@@ -171,24 +172,31 @@ func (a *authority) sign(tmpl *x509.Certificate, pub crypto.PublicKey, life time
 	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)
 }
 
+// aged says that two thirds of a head's own certificate's life are over.
+func aged(cert *x509.Certificate, now time.Time) bool {
+	return now.After(cert.NotBefore.Add(headLife * 2 / 3))
+}
+
 // keyID is a subject key identifier by RFC 7093, method 1: the first 160 bits of the SHA-256 of the
 // subjectPublicKey.
 func keyID(pub crypto.PublicKey) ([]byte, error) {
-	var bits []byte
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		point, err := pub.Bytes()
-		if err != nil {
-			return nil, err
-		}
-		bits = point
-	case *rsa.PublicKey:
-		bits = x509.MarshalPKCS1PublicKey(pub)
-	default:
-		return nil, fmt.Errorf("a key of type %T is neither ECDSA nor RSA", pub)
+	bits, err := keyBits(pub)
+	if err != nil {
+		return nil, err
 	}
 	sum := sha256.Sum256(bits)
 	return sum[:20], nil
+}
+
+// keyBits are the content of the BIT STRING subjectPublicKey.
+func keyBits(pub crypto.PublicKey) ([]byte, error) {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		return pub.Bytes()
+	case *rsa.PublicKey:
+		return x509.MarshalPKCS1PublicKey(pub), nil
+	}
+	return nil, fmt.Errorf("a key of type %T is neither ECDSA nor RSA", pub)
 }
 
 // newSerial draws 128 random bits (RFC 5280, 4.1.2.2 asks for a positive number of at most 20 octets).

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -89,17 +90,13 @@ func (h *Head) lastCRL(ctx context.Context, ca *authority) (store.Item, *crlReco
 }
 
 // damagedCRL goes on from the CRL that is published, where the record of its number cannot be read.
-func (h *Head) damagedCRL(ctx context.Context, ca *authority, err error) (*crlRecord, error) {
-	der := ca.crl.der.Load()
-	if !errors.Is(err, store.ErrDamaged) || der == nil {
-		return nil, err
-	}
-	list, parseErr := x509.ParseRevocationList(*der)
-	if parseErr != nil {
+func (h *Head) damagedCRL(ca *authority, err error) (*crlRecord, error) {
+	last := ca.crl.list.Load()
+	if !errors.Is(err, store.ErrDamaged) || last == nil {
 		return nil, err
 	}
 	h.log.Error("the record of the last CRL cannot be read: going on from the one that is published", "event", journal.Upkeep, "ca", ca.id(), "err", err)
-	return &crlRecord{Number: list.Number.Int64(), ThisUpdate: list.ThisUpdate}, nil
+	return &crlRecord{Number: last.Number.Int64(), ThisUpdate: last.ThisUpdate}, nil
 }
 
 // signCRL makes the next CRL of a CA, records its number, and only then publishes it. What ended before the
@@ -113,12 +110,15 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 	item, last, err := h.lastCRL(ctx, ca)
 	guards := []store.Guard{r.item.Guard(), item.Guard()}
 	if err != nil {
-		if last, err = h.damagedCRL(ctx, ca, err); err != nil {
+		if last, err = h.damagedCRL(ca, err); err != nil {
 			return err
 		}
 		guards = guards[:1]
 	}
 	next := crlRecord{Number: last.Number + 1, ThisUpdate: later(now, last.ThisUpdate)}
+	if broken("crl-number") {
+		next.Number = 1
+	}
 	entries, err := h.endedEntries(ctx, ca, now)
 	if err != nil {
 		return err
@@ -135,7 +135,12 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 		return err
 	}
 	h.signed(next.ThisUpdate)
-	return h.publishCRL(ca, next.Number, der)
+	failpoint("crl-recorded")
+	crl, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return err
+	}
+	return h.publishCRL(ca, crl)
 }
 
 // endedEntries are what a CA's CRL lists. A record that cannot be read must keep nothing off the list: what it was
@@ -165,14 +170,11 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 			list(serial, e.At, e.Reason)
 		}
 	}
-	if !ca.ended() {
+	all := h.ring.Load().ended(ca)
+	if all == nil {
 		return entries, nil
 	}
 	// Of a CA that ended, all ended with it.
-	why := cessationOfOperation
-	if ca.role == roleBurnt {
-		why = caCompromise
-	}
 	for item, err := range h.store.List(ctx, prefixCert) {
 		var c *certRecord
 		if err == nil {
@@ -181,8 +183,11 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 		if err != nil && !errors.Is(err, store.ErrDamaged) {
 			return nil, err
 		}
+		if err == nil && c.Class == classOCSP { // who believes the CA so far as to read its CRL may ask its responder
+			continue
+		}
 		if err != nil || c.CA == ca.id() && !now.After(c.NotAfter.Add(keptFor)) {
-			list(strings.TrimPrefix(item.Key, prefixCert), ca.since, why)
+			list(strings.TrimPrefix(item.Key, prefixCert), all.At, all.Reason)
 		}
 	}
 	return entries, nil
@@ -191,22 +196,21 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 // publishCRL writes the CRL where web servers on this head can load it, and serves it.
 //
 // Of two that are signed at the same moment the one with the higher number stays.
-func (h *Head) publishCRL(ca *authority, number int64, der []byte) error {
+func (h *Head) publishCRL(ca *authority, crl *x509.RevocationList) error {
 	h.publishing.Lock()
 	defer h.publishing.Unlock()
-	if number < ca.crl.number {
+	if crl.Number.Int64() < ca.crl.number {
 		return nil
 	}
 	base := h.crlFile(ca)
-	if err := durable.WriteFile(base, der, 0o644); err != nil {
+	if err := durable.WriteFile(base, crl.Raw, 0o644); err != nil {
 		return err
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
-	if err := durable.WriteFile(base+".pem", text, 0o644); err != nil {
+	if err := durable.WriteFile(base+".pem", crlPEM(crl), 0o644); err != nil {
 		return err
 	}
-	ca.crl.der.Store(&der)
-	ca.crl.number = number
+	ca.crl.list.Store(crl)
+	ca.crl.number = crl.Number.Int64()
 	return durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644)
 }
 
@@ -216,9 +220,35 @@ const allCRLs = "crl.pem"
 func (h *Head) crlsPEM() []byte {
 	var text []byte
 	for _, ca := range h.ring.Load().members {
-		if der := ca.crl.der.Load(); der != nil {
-			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: *der})...)
+		if crl := ca.crl.list.Load(); crl != nil {
+			text = append(text, crlPEM(crl)...)
 		}
 	}
 	return text
+}
+
+func crlPEM(crl *x509.RevocationList) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: crl.Raw})
+}
+
+// loadCRLs serves the CRLs of the last run until there are newer ones. A file that is none of the CA's, as a damaged
+// disk or a hand may leave it, is not served.
+func (h *Head) loadCRLs(context.Context) error {
+	for _, ca := range h.ring.Load().members {
+		der, err := os.ReadFile(h.crlFile(ca))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		var crl *x509.RevocationList
+		if err == nil {
+			crl, err = x509.ParseRevocationList(der)
+		}
+		if err == nil {
+			err = crl.CheckSignatureFrom(ca.cert)
+		}
+		if h.try("CRL of the last run is not good", err) {
+			ca.crl.list.Store(crl)
+		}
+	}
+	return nil
 }

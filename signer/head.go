@@ -3,7 +3,7 @@
 //
 // The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
 // enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
-// and ca.go make certificates, crl.go the revocation list; self.go is a node's first and later use of
+// and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a node's first and later use of
 // its certificate; report.go is what a node says went wrong, why.go and explain.go what the
 // administrator is told. node.go, public.go and admin.go are the three listeners. What a
 // peer must prove is decided in package attest, what is remembered in package store.
@@ -16,6 +16,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -74,7 +75,8 @@ type Head struct {
 	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
 	server     atomic.Pointer[tls.Certificate]
 	crlAsked   chan struct{}
-	publishing sync.Mutex    // of CRLs
+	publishing sync.Mutex // of CRLs
+	answers    ocspAnswers
 	rotating   sync.Mutex    // of the ring's successors
 	rehosting  sync.Mutex    // of the hosts' successors
 	working    chan struct{} // a token for each request that does public-key work
@@ -91,6 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		dir: cfg.Dir, store: cfg.Store, passphrase: cfg.Passphrase,
 		now: cfg.Now, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked: make(chan struct{}, 1),
+		answers:  ocspAnswers{of: map[certID]*ocspAnswer{}},
 		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		seen:     newSightings(),
 		refusals: &throttle{last: map[string]time.Time{}},
@@ -113,6 +116,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	// A head that cannot sign still starts: it serves the last CRL and the administrator, and tries
 	// again (I8).
 	h.try("server certificate not made", h.renewServer(ctx))
+	h.try("certificate for OCSP not made", h.renewResponders(ctx))
 	h.try("CRL not signed", h.signCRLs(ctx))
 	return h, nil
 }
@@ -190,25 +194,12 @@ func (h *Head) loadFloor(ctx context.Context) error {
 	for _, ca := range h.ring.Load().all() {
 		_, last, err := h.lastCRL(ctx, ca)
 		if err != nil {
-			last, err = h.damagedCRL(ctx, ca, err)
+			last, err = h.damagedCRL(ca, err)
 		}
 		if err != nil {
 			return err
 		}
 		h.signed(last.ThisUpdate)
-	}
-	return nil
-}
-
-// loadCRLs serves the CRLs of the last run until there are newer ones.
-func (h *Head) loadCRLs(context.Context) error {
-	for _, ca := range h.ring.Load().members {
-		der, err := os.ReadFile(h.crlFile(ca))
-		if err == nil {
-			ca.crl.der.Store(&der)
-		} else if !errors.Is(err, os.ErrNotExist) {
-			h.log.Error("the CRL of the last run cannot be read", "event", journal.Upkeep, "err", err)
-		}
 	}
 	return nil
 }
@@ -229,19 +220,11 @@ func (h *Head) renewServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	serial := serialHex(cert.SerialNumber)
-	err = h.store.Commit(ctx, store.Tx{
-		Puts: []store.Put{put(prefixCert+serial, certRecord{
-			Class: classHead, Name: cert.Subject.CommonName, CA: ca.id(), NotAfter: cert.NotAfter.UTC(), DER: cert.Raw,
-		})},
-		Events: []store.Event{event(now, "head-cert", "", map[string]string{"serial": serial})},
-	})
-	if err != nil {
+	if err := h.recordOwn(ctx, classHead, ca, cert, now); err != nil {
 		return err
 	}
 	// The roots go along: a node that knows only a hash finds them here.
 	h.server.Store(&tls.Certificate{Certificate: append([][]byte{cert.Raw}, h.ring.Load().sent()...), PrivateKey: key, Leaf: cert})
-	h.signed(now)
 	return nil
 }
 
@@ -253,7 +236,22 @@ func (h *Head) outdated(server *tls.Certificate) bool {
 		!slices.Equal(server.Leaf.DNSNames, names) || !slices.EqualFunc(server.Leaf.IPAddresses, addresses, net.IP.Equal)
 }
 
-// tend keeps what ages fresh, until ctx ends: epoch key, server certificate, CRL.
+// recordOwn puts on record a certificate that this head made for itself.
+func (h *Head) recordOwn(ctx context.Context, kind class, ca *authority, cert *x509.Certificate, now time.Time) error {
+	serial := serialHex(cert.SerialNumber)
+	err := h.store.Commit(ctx, store.Tx{
+		Puts: []store.Put{put(prefixCert+serial, certRecord{
+			Class: kind, Name: cert.Subject.CommonName, CA: ca.id(), NotAfter: cert.NotAfter.UTC(), DER: cert.Raw,
+		})},
+		Events: []store.Event{event(now, string(kind)+"-cert", "", map[string]string{"serial": serial})},
+	})
+	if err == nil {
+		h.signed(now)
+	}
+	return err
+}
+
+// tend keeps what ages fresh, until ctx ends: epoch key, own certificates, CRL.
 func (h *Head) tend(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
@@ -275,9 +273,10 @@ func (h *Head) tend(ctx context.Context) error {
 		if h.verifier.Epochs.Due(now) {
 			h.try("epoch key not changed", h.rotateEpoch())
 		}
-		if server := h.server.Load(); server == nil || h.outdated(server) || now.After(server.Leaf.NotBefore.Add(headLife*2/3)) {
+		if server := h.server.Load(); server == nil || h.outdated(server) || aged(server.Leaf, now) {
 			h.try("server certificate not renewed", h.renewServer(ctx))
 		}
+		h.try("certificate for OCSP not renewed", h.renewResponders(ctx))
 		if crl || !now.Before(crlAt) {
 			crlAt = now // until it is signed, each tick tries
 			if h.try("CRL not signed", h.signCRLs(ctx)) {
@@ -288,6 +287,7 @@ func (h *Head) tend(ctx context.Context) error {
 				h.try("records of what is long over not removed", h.prune(ctx, now))
 				h.try("a CA that is over is not taken leave of", h.retire(ctx, now))
 			}
+			h.answers.forget(now)
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package signer
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,13 +15,21 @@ import (
 )
 
 // PublicHandler serves, over plain HTTP, what needs no secrecy: the CRL that certificates point to,
-// and whether this head is well. It goes on when the store has failed (I8).
+// OCSP, and whether this head is well. It goes on when the store has failed (I8).
 func (h *Head) PublicHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /crl/{file}", h.serveCRL)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", h.serveReady)
-	return onlyKnown(mux, h.log)
+	others := onlyKnown(mux, h.log)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asksOCSP(r) {
+			h.log.Debug("request", "method", r.Method, "path", pathOCSP, "addr", r.RemoteAddr)
+			h.serveOCSP(w, r)
+			return
+		}
+		others.ServeHTTP(w, r)
+	})
 }
 
 func (h *Head) serveCRL(w http.ResponseWriter, r *http.Request) {
@@ -29,13 +39,30 @@ func (h *Head) serveCRL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no CRL of that name", http.StatusNotFound)
 		return
 	}
-	der := ca.crl.der.Load()
-	if der == nil {
+	crl := ca.crl.list.Load()
+	if crl == nil {
 		http.Error(w, "no CRL yet", http.StatusServiceUnavailable)
 		return
 	}
 	w.Header().Set("Content-Type", "application/pkix-crl") // RFC 5280, 4.2.1.13
-	w.Write(*der)
+	serveSigned(w, r, crl.Raw, h.now(), crl.ThisUpdate, crl.NextUpdate)
+}
+
+// cachedFor is how long HTTP caches may keep what was signed, and so for how long they may hide a revocation.
+const cachedFor = 5 * time.Minute
+
+// serveSigned answers with something signed, for caches as RFC 5019, 6.2 has it, though never for as long as it is
+// good.
+func serveSigned(w http.ResponseWriter, r *http.Request, der []byte, now, thisUpdate, nextUpdate time.Time) {
+	age := min(cachedFor, max(0, nextUpdate.Sub(now))).Truncate(time.Second)
+	sum := sha256.Sum256(der)
+	header := w.Header()
+	header.Set("ETag", fmt.Sprintf(`"%x"`, sum[:16]))
+	header.Set("Cache-Control", fmt.Sprintf("public, max-age=%d, no-transform, must-revalidate", int(age.Seconds())))
+	header.Set("Last-Modified", thisUpdate.UTC().Format(http.TimeFormat))
+	header.Set("Expires", now.Add(age).UTC().Format(http.TimeFormat))
+	// Without a time, so that If-Modified-Since is not heard: within one second there can be two.
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(der))
 }
 
 func (h *Head) serveReady(w http.ResponseWriter, r *http.Request) {

@@ -33,6 +33,7 @@ type class string
 const (
 	classNode class = "node"
 	classHead class = "head"
+	classOCSP class = "ocsp" // signs OCSP answers for a CA
 )
 
 // certRecord is known of each certificate from the moment it is signed until it is long over: a serial number

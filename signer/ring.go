@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"muster/internal/durable"
@@ -77,6 +78,18 @@ func (r *ring) byID(id string) *authority {
 func (r *ring) lives(id string) bool {
 	a := r.byID(id)
 	return a != nil && !a.ended()
+}
+
+// ended is the end of all that a CA has signed, of one that no longer vouches for it; nil: it does.
+func (r *ring) ended(ca *authority) *ended {
+	if r.lives(ca.id()) {
+		return nil
+	}
+	e := &ended{CA: ca.id(), At: ca.since, Reason: cessationOfOperation, NotAfter: ca.cert.NotAfter}
+	if ca.role == roleBurnt {
+		e.Reason = caCompromise
+	}
+	return e
 }
 
 // bundle is what nodes are to trust, PEM: the roots of the CAs that sign, will sign, or have certificates about.
@@ -173,11 +186,16 @@ func (h *Head) loadRing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &ring{item: item}
+	r, was := &ring{item: item}, h.ring.Load()
 	for _, m := range rec.Members {
 		a, err := h.loadMember(m)
 		if err != nil {
 			return err
+		}
+		if was != nil {
+			if same := was.byID(a.id()); same != nil {
+				a.crl, a.responder = same.crl, same.responder
+			}
 		}
 		r.members = append(r.members, a)
 	}
@@ -202,11 +220,15 @@ func (h *Head) followRing(ctx context.Context) error {
 	if err != nil || item.Revision == h.ring.Load().item.Revision {
 		return err
 	}
+	h.crlDue()
 	return h.loadRing(ctx)
 }
 
 func (h *Head) loadMember(m caMember) (*authority, error) {
-	a := &authority{crl: &published{}, role: m.Role, keyFile: m.Key, gone: m.Gone, cross: m.Cross, back: m.Back, since: m.Since}
+	a := &authority{
+		crl: &published{}, responder: new(atomic.Pointer[responder]),
+		role: m.Role, keyFile: m.Key, gone: m.Gone, cross: m.Cross, back: m.Back, since: m.Since,
+	}
 	var err error
 	if a.cert, err = x509.ParseCertificate(m.Cert); err != nil {
 		return nil, fmt.Errorf("record %s: %w", keyCAs, store.ErrDamaged)
@@ -306,7 +328,7 @@ func (h *Head) turn(ctx context.Context, was, next *ring, ev store.Event) error 
 	h.signed(ev.Time)
 	h.tidy()
 	// What follows is made from the record, and so again at each start.
-	if err := errors.Join(h.renewServer(ctx), h.signCRLs(ctx)); err != nil {
+	if err := errors.Join(h.renewServer(ctx), h.renewResponders(ctx), h.signCRLs(ctx)); err != nil {
 		h.crlDue()
 		return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "done, but not all of it is out yet: %v", err)
 	}

@@ -325,7 +325,7 @@ func (h *Head) newEpochs() error {
 	return nil
 }
 
-// caUse is what a CA's certificates come to.
+// caUse is what a CA's certificates come to, but for those of its OCSP responder, which is there for the others.
 type caUse struct {
 	good int       // in date, and not ended one by one
 	last time.Time // when the last one is over, ended or not; zero: there is none
@@ -346,7 +346,7 @@ func (h *Head) usage(ctx context.Context, a *authority, now time.Time) (use caUs
 		if err != nil {
 			return use, err
 		}
-		if c.CA != a.id() {
+		if c.CA != a.id() || c.Class == classOCSP {
 			continue
 		}
 		use.last = later(use.last, c.NotAfter)

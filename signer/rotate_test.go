@@ -187,7 +187,7 @@ func TestRevokeAll(t *testing.T) {
 	equal(t, "ended", done.Ended, 2) // the server's too
 	equal(t, "use", use(s.Head, cert), wire.NotEnabled)
 	equal(t, "reason", s.reasonOf(cert), whyCAEnded)
-	crl, err := x509.ParseRevocationList(*s.ring.Load().byID(old.id()).crl.der.Load())
+	crl, err := x509.ParseRevocationList(s.ring.Load().byID(old.id()).crl.list.Load().Raw)
 	s.must(err)
 	wantListed(t, crl, cert, s.headCertificates(old)[0])
 	if err := s.takes(before, s.server.Load().Leaf); err != nil {

@@ -108,7 +108,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 
 	places := map[string][]byte{
 		"the log": s.log.Bytes(), "an answer": answers.Bytes(), "the store": s.file("store.db"),
-		"the CRL": *s.ca().crl.der.Load(), "public/ca.pem": s.file("public/ca.pem"),
+		"the CRL": s.ca().crl.list.Load().Raw, "public/ca.pem": s.file("public/ca.pem"),
 	}
 	for place, content := range places {
 		if len(content) == 0 {
