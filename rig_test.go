@@ -145,6 +145,12 @@ func (h *head) public(path string) string {
 // start runs the daemon until it is ready.
 func (h *head) start() {
 	h.t.Helper()
+	h.startServe()
+	h.awaitReady()
+}
+
+func (h *head) startServe() {
+	h.t.Helper()
 	h.log = &logBuffer{}
 	h.serve = exec.Command(h.muster, "serve", "--dir", h.dir, "--socket", h.socket, "-v",
 		"--listen", h.addr(), "--public", net.JoinHostPort(h.host, strconv.Itoa(h.port+1)))
@@ -154,6 +160,10 @@ func (h *head) start() {
 	if err := h.serve.Start(); err != nil {
 		h.t.Fatal(err)
 	}
+}
+
+func (h *head) awaitReady() {
+	h.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		resp, err := http.Get(h.public("/readyz"))
 		if err == nil {

@@ -3,10 +3,13 @@ package signer
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"math/big"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,6 +144,67 @@ func TestCRLFiles(t *testing.T) {
 	if !bytes.Equal(der, s.crlBytes()) || block == nil || block.Type != "X509 CRL" || !bytes.Equal(block.Bytes, der) || len(rest) != 0 {
 		t.Error("the files are not the CRL that is served")
 	}
+}
+
+// TestCRLFilesMend: a file that a hand or a disk has damaged is never served, and is whole again after the next CRL.
+func TestCRLFilesMend(t *testing.T) {
+	s := newSite(t)
+	foreign, err := newAuthority("Other", noon)
+	s.must(err)
+	forged, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(99), ThisUpdate: noon, NextUpdate: noon.Add(crlLife),
+	}, foreign.cert, foreign.key)
+	s.must(err)
+	base := filepath.Join(s.dir, "public", s.ca().id()+".crl")
+	all := filepath.Join(s.dir, "public", allCRLs)
+	for what, damage := range map[string]func(){
+		"removed": func() { s.must(errors.Join(os.Remove(base), os.Remove(base+".pem"), os.Remove(all))) },
+		"torn":    func() { s.must(errors.Join(os.Truncate(base, 20), os.Truncate(base+".pem", 20), os.Truncate(all, 20))) },
+		"forged":  func() { s.must(os.WriteFile(base, forged, 0o644)) },
+	} {
+		before := s.crlNow()
+		damage()
+		s.clock.move(-time.Hour) // a head that may not sign begins with the files
+		s.restart()
+		if what != "removed" && !bytes.Contains(s.log.Bytes(), []byte("CRL of the last run is not good")) {
+			t.Errorf("%s: not logged", what)
+		}
+		if r := s.public(crlPath(s.ca().id())); r.status != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d %x", what, r.status, r.body)
+		}
+		s.clock.move(time.Hour)
+		after := s.crlNow()
+		if after.Number.Cmp(before.Number) <= 0 {
+			t.Errorf("%s: number %v follows %v", what, after.Number, before.Number)
+		}
+		der, err := os.ReadFile(base)
+		s.must(err)
+		text, err := os.ReadFile(all)
+		s.must(err)
+		if !bytes.Equal(der, after.Raw) || !bytes.Equal(text, crlPEM(after)) {
+			t.Errorf("%s: the files are not the CRL that is served", what)
+		}
+	}
+}
+
+// TestCRLSize: an entry costs less than 50 bytes, so that 10,000 nodes that are revoked at once make half a megabyte.
+func TestCRLSize(t *testing.T) {
+	s := newSite(t)
+	const n = 1000
+	var tx store.Tx
+	for range n {
+		c := issued{Serial: serialHex(newSerial()), CA: s.ca().id(), NotAfter: noon.Add(nodeLife)}
+		if tx.Puts = append(tx.Puts, c.end(noon, keyCompromise)); len(tx.Puts) == 100 {
+			s.must(s.store.Commit(context.Background(), tx))
+			tx = store.Tx{}
+		}
+	}
+	list := s.crlNow()
+	equal(t, "entries", len(list.RevokedCertificateEntries), n)
+	if len(list.Raw) > 50*n+500 {
+		t.Errorf("%d bytes", len(list.Raw))
+	}
+	t.Logf("%d bytes for %d entries", len(list.Raw), n)
 }
 
 // TestOpenSSLTakesTheCRL: so that another reading of RFC 5280 than Go's agrees.

@@ -203,6 +203,7 @@ func readSerial(text string) (string, error) {
 
 // listRevoked signs the CRL at once. The revocation stands without it: heads look at the record.
 func (h *Head) listRevoked(ctx context.Context) error {
+	failpoint("revoked")
 	err := h.signCRLs(ctx)
 	if err == nil {
 		return nil

@@ -185,3 +185,22 @@ func TestPrune(t *testing.T) {
 		t.Error("the bar went too")
 	}
 }
+
+// TestRevokedOnAnotherHead: what one head revokes, another over the same store refuses on the next request, on a
+// connection that was open before.
+func TestRevokedOnAnotherHead(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	k := c.nodeKey()
+	s.enable("n0")
+	cert := s.enrol(k, "n0").Cert
+	here := s.Head
+	other, err := s.another()
+	s.must(err)
+	s.Head = other
+	client := s.serve(t).client(t, cert, k.Signer())
+	equal(t, "before", client.get(wire.PathSelf).code(), "")
+	s.Head = here
+	s.revoke(RevokeRequest{IDs: []string{"n0"}})
+	equal(t, "after", client.get(wire.PathSelf).code(), wire.Revoked)
+	equal(t, "over the same connection", client.reused, true)
+}
