@@ -322,6 +322,26 @@ func TestOCSPRenewal(t *testing.T) {
 	}
 }
 
+// TestOCSPRenewedUnattended: a serving head swaps server certificate and responder when they are due.
+func TestOCSPRenewedUnattended(t *testing.T) {
+	s := newSite(t)
+	server, first := s.server.Load(), s.ca().responder.Load()
+	s.serve(t)
+	s.crlDue() // makes it look
+	for number := s.ca().crl.list.Load(); s.ca().crl.list.Load() == number; {
+		time.Sleep(time.Millisecond)
+	}
+	equal(t, "swapped before it is due", s.ca().responder.Load() == first, true)
+	s.clock.move(headLife * 2 / 3)
+	s.crlDue()
+	for try := 0; s.ca().responder.Load() == first || s.server.Load() == server; try++ {
+		if try == 5000 {
+			t.Fatal("not swapped")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // TestOCSPOfTwoCAs: each answers for its own certificates only, by a responder of its own, which does not keep it from
 // retiring.
 func TestOCSPOfTwoCAs(t *testing.T) {
