@@ -182,6 +182,7 @@ type CAView struct {
 	Subject string    `json:"subject"`
 	Expires time.Time `json:"expires"`
 	CRL     string    `json:"crl"`               // URL
+	OCSP    string    `json:"ocsp"`              // URL, for all CAs
 	CAs     []CAState `json:"cas"`               // all of them, the newest first
 	Waiting string    `json:"waiting,omitempty"` // nodes that have not acknowledged the newest, folded
 }
@@ -200,7 +201,7 @@ func (h *Head) adminCA(ctx context.Context, _ struct{}, _ *stream) (any, error) 
 	ca, r, now := h.ca(), h.ring.Load(), h.now()
 	view := CAView{
 		Schema: "muster.ca/v1", Pin: ca.pin(), Cert: r.bundle(), Subject: ca.cert.Subject.String(),
-		Expires: ca.cert.NotAfter.UTC(), CRL: h.crlURL(ca),
+		Expires: ca.cert.NotAfter.UTC(), CRL: h.crlURL(ca), OCSP: h.publicURL + pathOCSP,
 	}
 	for _, a := range r.members {
 		use, err := h.usage(ctx, a, now)

@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/crypto/ocsp"
 
+	"muster/internal/standin"
+	"muster/internal/template"
 	"muster/signer/store"
 )
 
@@ -420,4 +422,25 @@ func TestCacheHeaders(t *testing.T) {
 	if !strings.Contains(r.header.Get("Cache-Control"), "max-age=0,") {
 		t.Errorf("after its end: %v", r.header)
 	}
+}
+
+// FuzzOCSP: whatever comes is answered by an OCSP response, and only with a request for the certificate on record
+// is it a signed one.
+func FuzzOCSP(f *testing.F) {
+	s := siteIn(f, f.TempDir())
+	f.Cleanup(func() { s.store.Close() })
+	s.enable("n0")
+	soft, err := standin.New(template.EKs()[0])
+	s.must(err)
+	cert := certificate(f, s.enrol(soft, "n0").Cert)
+	for _, hash := range certIDHashes {
+		f.Add(ocspRequestFor(f, cert, s.ca().cert, hash))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r := askOCSP(s.Head, http.MethodPost, "/ocsp", body, nil)
+		_, err := ocsp.ParseResponseForCert(r.body, cert, s.ca().cert)
+		if _, unsigned := err.(ocsp.ResponseError); !unsigned && (err != nil || !bytes.Contains(body, cert.SerialNumber.Bytes())) {
+			t.Errorf("%x: %v", r.body, err)
+		}
+	})
 }

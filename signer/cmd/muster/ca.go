@@ -23,7 +23,7 @@ func (e *env) caCommand() *cobra.Command {
 			if asJSON {
 				return e.printJSON(ca)
 			}
-			fmt.Fprintf(e.out, "subject  %s\npin      %s\nexpires  %s\nCRL      %s\n", ca.Subject, ca.Pin, at(ca.Expires), ca.CRL)
+			fmt.Fprintf(e.out, "subject  %s\npin      %s\nexpires  %s\nCRL      %s\nOCSP     %s\n", ca.Subject, ca.Pin, at(ca.Expires), ca.CRL, ca.OCSP)
 			e.sayRing(ca)
 			return nil
 		},

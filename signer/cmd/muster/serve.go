@@ -53,7 +53,7 @@ effect, and a CRL is signed.`,
 func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.dir, "dir", defaultDir, "state `directory`")
 	f.StringVar(&o.listen, "listen", ":8443", "`address` for nodes (HTTPS)")
-	f.StringVar(&o.public, "public", ":8080", "`address` for the CRL and health checks (HTTP); empty for none")
+	f.StringVar(&o.public, "public", ":8080", "`address` for CRL, OCSP and health checks (HTTP); empty for none")
 	f.StringVar(&o.publicURL, "public-url", "", "`URL` of the public listener, as certificates name it (default: from init's first --host)")
 	f.StringVar(&o.passphrase, "ca-passphrase", "", "`file` with the passphrase of the CA's key (default: systemd's credential ca-passphrase)")
 	f.IntVar(&o.limits.PerAddress, "per-address", 0, "connections from one address at once; 0 is 256")
