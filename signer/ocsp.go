@@ -44,8 +44,8 @@ type responder struct {
 
 // ocspAnswers are those that were signed and are good still, of one head.
 //
-// An answer is signed when somebody first asks for it, and the next when half of its life is over, when the
-// certificate has ended, or when the responder is another. So whoever asks, and however often, a CertID of a
+// An answer is signed when somebody first asks for it, and the next when half of its life is over or the
+// certificate has ended. So whoever asks, and however often, a CertID of a
 // certificate on record costs two signatures a day, and all else none (I10). Answers made in advance would cost
 // each enrolment two signatures more, and each start two for every certificate, where mostly nobody asks.
 type ocspAnswers struct {
@@ -61,7 +61,6 @@ type certID struct {
 
 type ocspAnswer struct {
 	der                    []byte
-	by                     *responder
 	end                    *ended // nil: good
 	thisUpdate, nextUpdate time.Time
 }
@@ -196,7 +195,7 @@ func (h *Head) signedAnswer(ca *authority, id certID, serial *big.Int, end *ende
 		end = old.end // what has ended stays so: this request read the record before another did
 	}
 	says := old != nil && (old.end == nil) == (end == nil)
-	if says && old.by == ca.responder.Load() && old.fresh(now) {
+	if says && old.fresh(now) {
 		return old, nil
 	}
 	next, err := h.signAnswer(ca, id.hash, serial, end, old, now)
@@ -227,7 +226,7 @@ func (h *Head) signAnswer(ca *authority, hash crypto.Hash, serial *big.Int, end 
 	if by == nil || !now.Before(by.cert.NotAfter) {
 		return nil, errors.New("no responder")
 	}
-	next := &ocspAnswer{by: by, end: end, thisUpdate: now.UTC().Truncate(time.Minute)}
+	next := &ocspAnswer{end: end, thisUpdate: now.UTC().Truncate(time.Minute)}
 	if old != nil && old.fresh(now) {
 		next.thisUpdate = later(next.thisUpdate, old.thisUpdate)
 	}
