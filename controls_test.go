@@ -32,6 +32,8 @@ var controls = []control{
 	{"I6, I12: the pin moves without a cross-certificate", "agent/trust.go", `err == nil && c.IsCA {`, `c.IsCA && (err == nil || err != nil) {`, "./agent", "TestRoots$"},
 	{"I7: no look at the record on each request", "signer/self.go", `case s.Revoked:`, `case false:`, "./signer", "TestRevoke$"},
 	{"I7: a CA that ended vouches on", "signer/self.go", `case !h.ring.Load().lives(c.CA):`, `case false:`, "./signer", "TestRevokeAll$"},
+	{"I7: OCSP says what it said before", "signer/ocsp.go", `says := old != nil && (old.end == nil) == (end == nil)`, `says := old != nil`, "./signer", "TestOCSP$"},
+	{"I10: OCSP signs for each who asks", "signer/ocsp.go", `says && old.fresh(now)`, `says && old == nil`, "./signer", "TestOCSPSignatures$"},
 	{"I10: strangers' refusals are written down", "signer/node.go", `	if who.proven {
 		h.journalRefusal`, `	if true {
 		h.journalRefusal`, "./signer", "TestStrangersWriteNothing$"},
@@ -57,8 +59,15 @@ func TestControls(t *testing.T) {
 	}
 }
 
-// run runs the tests on the broken program. Only the compiler sees the change (-overlay of go build).
+// run runs the tests on the broken program. Only the compiler sees the change.
 func (c *control) run(t *testing.T) (string, error) {
+	t.Helper()
+	out, err := exec.Command("go", "test", "-count=1", "-overlay", c.overlay(t), "-run", "^"+c.tests, c.pkg).CombinedOutput()
+	return string(out), err
+}
+
+// overlay is a file for -overlay of go build.
+func (c *control) overlay(t *testing.T) string {
 	t.Helper()
 	path, err := filepath.Abs(c.file)
 	if err != nil {
@@ -82,6 +91,15 @@ func (c *control) run(t *testing.T) (string, error) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("go", "test", "-count=1", "-overlay", overlay, "-run", "^"+c.tests, c.pkg).CombinedOutput()
-	return string(out), err
+	return overlay
+}
+
+// program is the head's, broken.
+func (c *control) program(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := build(dir, "", "-overlay="+c.overlay(t), "./signer/cmd/muster"); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "muster")
 }

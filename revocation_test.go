@@ -112,30 +112,11 @@ func TestRevokedAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	t.Run("control", func(t *testing.T) {
-		h := newBrokenHead(t)
-		h.restartBroken("unchecked")
-		if err := revokedAtOnce(t, h); err == nil {
+		unchecked := control{file: "signer/self.go", from: `case s.Revoked:`, to: `case false:`}
+		if err := revokedAtOnce(t, newHeadAt(t, "127.0.0.1", unchecked.program(t))); err == nil {
 			t.Error("a head that does not look passes")
 		}
 	})
-}
-
-// newBrokenHead is newHead with a program that can be made to do wrong.
-func newBrokenHead(t *testing.T) *head {
-	t.Helper()
-	dir := t.TempDir()
-	if err := build(dir, "failpoints", "./signer/cmd/muster"); err != nil {
-		t.Fatal(err)
-	}
-	return newHeadAt(t, "127.0.0.1", filepath.Join(dir, "muster"))
-}
-
-// restartBroken starts the head again with what its program is to do wrong; empty for nothing.
-func (h *head) restartBroken(what string) {
-	h.t.Helper()
-	h.kill()
-	h.env = []string{"MUSTER_FAILPOINT=" + what}
-	h.start()
 }
 
 func revokedAtOnce(t *testing.T, h *head) error {
@@ -246,12 +227,18 @@ func (l *traffic) await(count *atomic.Int64, n int64) {
 // that forgets the number fails this test.
 func TestRevokeKilled(t *testing.T) {
 	t.Parallel()
-	h := newBrokenHead(t)
+	programs := t.TempDir()
+	if err := build(programs, "failpoints", "./signer/cmd/muster"); err != nil {
+		t.Fatal(err)
+	}
+	h := newHeadAt(t, "127.0.0.1", filepath.Join(programs, "muster"))
 	n := enrolSoft(t, h, "n0")
 	dir := t.TempDir()
 	before := fetchCRL(t, h, filepath.Join(dir, "crl.pem"))
 
-	h.restartBroken("revoked")
+	h.kill()
+	h.env = []string{"MUSTER_FAILPOINT=revoked"}
+	h.start()
 	if r := h.run("certs", "revoke", "-i", "n0", "--yes"); r.status == 0 {
 		t.Fatalf("the revocation under which the head died: %v", r)
 	}
@@ -259,7 +246,8 @@ func TestRevokeKilled(t *testing.T) {
 	h.env = []string{"MUSTER_FAILPOINT=crl-recorded"}
 	h.startServe() // it dies at its first CRL
 	h.await()
-	h.restartBroken("")
+	h.env = nil
+	h.start()
 	if code, err := n.ask(n.client(t)); err != nil || code != wire.Revoked {
 		t.Errorf("%q, %v", code, err)
 	}
@@ -272,7 +260,10 @@ func TestRevokeKilled(t *testing.T) {
 		t.Errorf("the number went up by %d, from %v to %v", got, before.ThisUpdate, after.ThisUpdate)
 	}
 
-	h.restartBroken("crl-number")
+	h.kill()
+	forgetful := control{file: "signer/crl.go", from: `last.Number + 1`, to: `1`}
+	h.muster = forgetful.program(t)
+	h.start()
 	if control := fetchCRL(t, h, filepath.Join(dir, "crl.pem")); control.Number.Cmp(after.Number) > 0 {
 		t.Error("control: a head that forgets the number is not seen")
 	}

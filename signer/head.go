@@ -3,9 +3,9 @@
 //
 // The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
 // enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
-// and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a node's first and later use of
-// its certificate; report.go is what a node says went wrong, why.go and explain.go what the
-// administrator is told. node.go, public.go and admin.go are the three listeners. What a
+// and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a
+// node's first and later use of its certificate; report.go is what a node says went wrong, why.go and
+// explain.go what the administrator is told. node.go, public.go and admin.go are the three listeners. What a
 // peer must prove is decided in package attest, what is remembered in package store.
 package signer
 

@@ -45,9 +45,9 @@ type responder struct {
 // ocspAnswers are those that were signed and are good still, of one head.
 //
 // An answer is signed when somebody first asks for it, and the next when half of its life is over or the
-// certificate has ended. So whoever asks, and however often, a CertID of a
-// certificate on record costs two signatures a day, and all else none (I10). Answers made in advance would cost
-// each enrolment two signatures more, and each start two for every certificate, where mostly nobody asks.
+// certificate has ended. So whoever asks, and however often, a CertID of a certificate on record costs two signatures a
+// day, and all else none (I10). Answers made in advance would cost each enrolment two signatures more, and each start
+// two for every certificate, where mostly nobody asks.
 type ocspAnswers struct {
 	mu sync.Mutex // held while one is signed: OCSP takes one processor at most
 	of map[certID]*ocspAnswer

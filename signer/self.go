@@ -60,7 +60,7 @@ func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, 
 		}
 		who.proven, who.ek = true, s.EK
 		switch {
-		case s.Revoked && !broken("unchecked"):
+		case s.Revoked:
 			return item, nil, nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
 		case !h.ring.Load().lives(c.CA):
 			return item, nil, nil, refuse(wire.NotEnabled, whyCAEnded, "the CA %s was ended with all that it signed", c.CA)
