@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"muster/internal/testtpm"
+	"muster/signer/store"
 )
 
 // crlNow signs a CRL and returns it as it is served, having checked what is true of each.

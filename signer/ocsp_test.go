@@ -366,7 +366,7 @@ func TestOCSPOfTwoCAs(t *testing.T) {
 	s.revoke(RevokeRequest{IDs: []string{"n0"}})
 	equal(t, "old", ocspOf(t, s.Head, old, before.cert, crypto.SHA1).Status, ocsp.Revoked)
 	equal(t, "new", ocspOf(t, s.Head, cert, next.cert, crypto.SHA1).Status, ocsp.Good)
-	s.clock.move(headLife)
+	s.clock.move(nodeLife + keptFor + time.Hour)
 	s.must(s.renewResponders(context.Background()))
 	s.must(s.retire(context.Background(), s.clock.now()))
 	equal(t, "role", s.ring.Load().byID(before.id()).role, roleOver)
