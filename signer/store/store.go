@@ -45,6 +45,23 @@ var (
 
 // Store is the durable state of a cluster's heads. All methods may be called concurrently.
 type Store interface {
+	Reader
+
+	// View returns one state of the store, to be read at leisure. The caller closes it, soon: what
+	// changes meanwhile is kept beside it.
+	View(ctx context.Context) (View, error)
+
+	// Commit applies tx, or nothing of it. It returns when tx is durable (nil), or refused: ErrConflict,
+	// ErrDamaged, ErrInvalid, ErrFull, ErrFailed, ErrClosed, or ctx's error if ctx ended while tx was
+	// still waiting. After any other error the outcome is unknown: read back what is there.
+	Commit(ctx context.Context, tx Tx) error
+
+	// Close waits for the commits under way, and refuses those still waiting with ErrClosed.
+	Close() error
+}
+
+// Reader reads what is durable; each call from the newest state.
+type Reader interface {
 	// Get returns the item under key; the zero Revision if there is none. A damaged record is
 	// ErrDamaged. What Get returns is durable.
 	Get(ctx context.Context, key string) (Item, error)
@@ -54,11 +71,6 @@ type Store interface {
 	// the listing goes on; any other error ends it.
 	List(ctx context.Context, prefix string) iter.Seq2[Item, error]
 
-	// Commit applies tx, or nothing of it. It returns when tx is durable (nil), or refused: ErrConflict,
-	// ErrDamaged, ErrInvalid, ErrFull, ErrFailed, ErrClosed, or ctx's error if ctx ended while tx was
-	// still waiting. After any other error the outcome is unknown: read back what is there.
-	Commit(ctx context.Context, tx Tx) error
-
 	// Journal yields the entries of this head's chain from sequence number from on (the first is
 	// 1), in order. A damaged or missing entry yields an Entry with its number alone and ErrDamaged,
 	// and the listing goes on.
@@ -66,9 +78,12 @@ type Store interface {
 
 	// Tail returns the end of this head's chain: the newest entry's number and hash, zero before the first.
 	Tail(ctx context.Context) (Chain, error)
+}
 
-	// Close waits for the commits under way, and refuses those still waiting with ErrClosed.
-	Close() error
+// View is a Reader of which all calls read the same state.
+type View interface {
+	Reader
+	Close()
 }
 
 // Item is a stored value and the revision at which it was last written. Revisions grow with each

@@ -7,25 +7,52 @@ import (
 	"fmt"
 	"iter"
 	"runtime/debug"
+	"sync"
 
 	"go.etcd.io/bbolt"
 
 	"muster/signer/store"
 )
 
-// Get implements [store.Store].
-func (s *Store) Get(ctx context.Context, key string) (store.Item, error) {
+// View implements [store.Store].
+func (s *Store) View(ctx context.Context) (store.View, error) {
 	if err := ctx.Err(); err != nil {
-		return store.Item{}, err
+		return nil, err
 	}
 	snap := s.snapshot.acquire()
 	if snap == nil {
-		return store.Item{}, store.ErrClosed
+		return nil, store.ErrClosed
 	}
-	defer s.snapshot.release(snap)
-	item, err := lookup(snap.tx, key)
+	return &view{snap, sync.OnceFunc(func() { s.snapshot.release(snap) })}, nil
+}
+
+// view is a snapshot in use.
+type view struct {
+	*snapshot
+	release func()
+}
+
+// Close implements [store.View].
+func (v *view) Close() { v.release() }
+
+// Get implements [store.Reader].
+func (s *Store) Get(ctx context.Context, key string) (store.Item, error) {
+	v, err := s.View(ctx)
 	if err != nil {
-		if found, ok := rescue(snap.tx, key); ok {
+		return store.Item{}, err
+	}
+	defer v.Close()
+	return v.Get(ctx, key)
+}
+
+// Get implements [store.Reader].
+func (v *view) Get(ctx context.Context, key string) (store.Item, error) {
+	if err := ctx.Err(); err != nil {
+		return store.Item{}, err
+	}
+	item, err := lookup(v.tx, key)
+	if err != nil {
+		if found, ok := rescue(v.tx, key); ok {
 			return found, nil
 		}
 	}
@@ -134,16 +161,23 @@ func checkNeighbour(i int, k, v []byte, order int) error {
 	return err
 }
 
-// List implements [store.Store].
+// List implements [store.Reader].
 func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[store.Item, error] {
 	return func(yield func(store.Item, error) bool) {
-		snap := s.snapshot.acquire()
-		if snap == nil {
-			yield(store.Item{}, store.ErrClosed)
+		v, err := s.View(ctx)
+		if err != nil {
+			yield(store.Item{}, err)
 			return
 		}
-		defer s.snapshot.release(snap)
-		l := listing{tx: snap.tx, prefix: []byte(prefix)}
+		defer v.Close()
+		v.List(ctx, prefix)(yield)
+	}
+}
+
+// List implements [store.Reader].
+func (v *view) List(ctx context.Context, prefix string) iter.Seq2[store.Item, error] {
+	return func(yield func(store.Item, error) bool) {
+		l := listing{tx: v.tx, prefix: []byte(prefix)}
 		for {
 			item, ok, err := l.next()
 			if !ok {
@@ -218,22 +252,29 @@ func (l *listing) step() (k, record []byte) {
 	return l.c.First()
 }
 
-// Journal implements [store.Store].
+// Journal implements [store.Reader].
 func (s *Store) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry, error] {
 	return func(yield func(store.Entry, error) bool) {
-		snap := s.snapshot.acquire()
-		if snap == nil {
-			yield(store.Entry{}, store.ErrClosed)
+		v, err := s.View(ctx)
+		if err != nil {
+			yield(store.Entry{}, err)
 			return
 		}
-		defer s.snapshot.release(snap)
-		chain := snap.tail.chain
+		defer v.Close()
+		v.Journal(ctx, from)(yield)
+	}
+}
+
+// Journal implements [store.Reader].
+func (v *view) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry, error] {
+	return func(yield func(store.Entry, error) bool) {
+		chain := v.tail.chain
 		for seq := max(from, 1); seq <= chain.Seq; seq++ {
 			if ctx.Err() != nil {
 				yield(store.Entry{}, ctx.Err())
 				return
 			}
-			e, err := readEntry(snap.tx, seq)
+			e, err := readEntry(v.tx, seq)
 			if err == nil && seq == chain.Seq && e.Hash != chain.Hash {
 				e, err = store.Entry{Seq: seq}, damaged(nil, "the journal's last entry is another one")
 			}
@@ -244,15 +285,18 @@ func (s *Store) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry,
 	}
 }
 
-// Tail implements [store.Store].
-func (s *Store) Tail(context.Context) (store.Chain, error) {
-	snap := s.snapshot.acquire()
-	if snap == nil {
-		return store.Chain{}, store.ErrClosed
+// Tail implements [store.Reader].
+func (s *Store) Tail(ctx context.Context) (store.Chain, error) {
+	v, err := s.View(ctx)
+	if err != nil {
+		return store.Chain{}, err
 	}
-	defer s.snapshot.release(snap)
-	return snap.tail.chain, nil
+	defer v.Close()
+	return v.Tail(ctx)
 }
+
+// Tail implements [store.Reader].
+func (v *view) Tail(context.Context) (store.Chain, error) { return v.tail.chain, nil }
 
 func readEntry(tx *bbolt.Tx, seq uint64) (e store.Entry, err error) {
 	name := fmt.Sprintf("journal %d", seq)
