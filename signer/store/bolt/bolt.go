@@ -33,8 +33,9 @@ import (
 	"muster/signer/store"
 )
 
-// Schema is the version of the layout that this program reads and writes.
-const Schema = 1
+// Schema is the version of the layout that this program reads and writes. An older one is made this
+// one when it is opened: see upgrade.
+const Schema = 2
 
 const (
 	stateBucket   = "state"
@@ -98,10 +99,29 @@ func open(path string, wait time.Duration) (_ *Store, err error) {
 	case err != nil:
 		return nil, err
 	}
-	if err := s.start(); err != nil {
+	err = s.stillAt(path)
+	if err == nil {
+		err = s.upgrade()
+	}
+	if err == nil {
+		err = s.start()
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	return s, nil
+}
+
+// stillAt finds out whether the file that we waited for was replaced meanwhile, by a restore say.
+func (s *Store) stillAt(path string) error {
+	mine, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	if there, err := os.Stat(path); err != nil || !os.SameFile(mine, there) {
+		return fmt.Errorf("%w, which has replaced it", store.ErrLocked)
+	}
+	return nil
 }
 
 // options are for reading what Create wrote, hence the same for both. The free list is kept on
