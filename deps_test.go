@@ -24,6 +24,8 @@ var allowed = map[string]map[string]string{
 	"./signer/cmd/muster": {
 		"github.com/google/go-tpm":             "TPM structures and MakeCredential, in software",
 		"go.etcd.io/bbolt":                     "the embedded store",
+		"filippo.io/age":                       "keys in a backup, for whom the administrator says",
+		"filippo.io/hpke":                      "age's",
 		"github.com/spf13/cobra":               "commands, help, completion",
 		"github.com/spf13/pflag":               "cobra's flags",
 		"github.com/inconshreveable/mousetrap": "cobra's, for Windows",

@@ -146,7 +146,7 @@ func (h *head) public(path string) string {
 func (h *head) start() {
 	h.t.Helper()
 	h.startServe()
-	h.awaitReady()
+	h.awaitPath("/readyz")
 }
 
 func (h *head) startServe() {
@@ -162,10 +162,11 @@ func (h *head) startServe() {
 	}
 }
 
-func (h *head) awaitReady() {
+// awaitPath waits until the public listener answers for path that all is well.
+func (h *head) awaitPath(path string) {
 	h.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		resp, err := http.Get(h.public("/readyz"))
+		resp, err := http.Get(h.public(path))
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -213,9 +214,16 @@ func (r result) String() string {
 
 func runProgram(t testing.TB, program string, args ...string) result {
 	t.Helper()
+	return runWith(t, nil, program, args...)
+}
+
+// runWith is runProgram with more in the environment.
+func runWith(t testing.TB, env []string, program string, args ...string) result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

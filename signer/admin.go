@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,9 @@ const (
 	AdminRevoke  = "/admin/revoke"
 	AdminRotate  = "/admin/rotate"
 	AdminHost    = "/admin/host"
+	AdminBackup  = "/admin/backup"
+	AdminClock   = "/admin/clock/accept"
+	AdminStatus  = "/admin/status"
 
 	AdminImport = "/admin/nodes/import"
 	AdminGroups = "/admin/nodes/groups"
@@ -92,6 +96,9 @@ func (s *stream) item(v any) error {
 	return s.enc.Encode(Frame{Item: b})
 }
 
+// flush sends what was written so far.
+func (s *stream) flush() error { return s.ctrl.Flush() }
+
 // adminCall is one verb: it may stream progress and items, and ends in a result or an error.
 type adminCall[T any] func(ctx context.Context, req T, out *stream) (any, error)
 
@@ -110,6 +117,9 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminGroups, serveAdmin(h.adminGroups))
 	mux.HandleFunc("POST "+AdminGroup, serveAdmin(h.adminGroup))
 	mux.HandleFunc("POST "+AdminRemove, serveAdmin(h.adminRemove))
+	mux.HandleFunc("POST "+AdminBackup, serveAdmin(h.adminBackup))
+	mux.HandleFunc("POST "+AdminClock, serveAdmin(h.adminClockAccept))
+	mux.HandleFunc("POST "+AdminStatus, serveAdmin(h.adminStatus))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer
@@ -153,14 +163,21 @@ func asAdminError(err error) *AdminError {
 
 type peerKey struct{}
 
+// peerID is who is at the other end of the admin socket.
+type peerID struct {
+	name  string
+	uid   int
+	known bool
+}
+
 // withPeer notes who is at the other end of the admin socket (SO_PEERCRED), for the journal.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
-	who := "unknown"
+	var who peerID
 	if u, ok := c.(*net.UnixConn); ok {
 		if raw, err := u.SyscallConn(); err == nil {
 			raw.Control(func(fd uintptr) {
 				if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-					who = fmt.Sprintf("uid %d pid %d", cred.Uid, cred.Pid)
+					who = peerID{fmt.Sprintf("uid %d pid %d", cred.Uid, cred.Pid), int(cred.Uid), true}
 				}
 			})
 		}
@@ -170,8 +187,18 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 
 // byWhom is who asked for a change, for the journal.
 func byWhom(ctx context.Context) string {
-	who, _ := ctx.Value(peerKey{}).(string)
-	return who
+	who, _ := ctx.Value(peerKey{}).(peerID)
+	if !who.known {
+		return "unknown"
+	}
+	return who.name
+}
+
+// ownsState says that a call comes from root or from the daemon's own user, who can read its files anyway.
+// Others at the socket are of the group muster only.
+func ownsState(ctx context.Context) bool {
+	who, _ := ctx.Value(peerKey{}).(peerID)
+	return who.known && (who.uid == 0 || who.uid == os.Geteuid())
 }
 
 // CAView is `muster ca show`.
@@ -218,33 +245,4 @@ func (h *Head) adminCA(ctx context.Context, _ struct{}, _ *stream) (any, error) 
 	waiting, err := h.unacknowledged(ctx, r.newest(), now)
 	view.Waiting = fold(waiting)
 	return view, err
-}
-
-// LogRequest is `muster log`.
-type LogRequest struct {
-	IDs   []string  `json:"ids,omitempty"`
-	Since time.Time `json:"since"`
-
-	Selector string `json:"selector,omitempty"`
-}
-
-func (h *Head) adminLog(ctx context.Context, req LogRequest, out *stream) (any, error) {
-	wanted, err := h.chosen(ctx, which{ids: req.IDs, expr: req.Selector})
-	if err != nil {
-		return nil, err
-	}
-	n := 0
-	for e, err := range h.store.Journal(ctx, 1) {
-		if err != nil {
-			return nil, adminError(KindFailed, "the journal was changed by hand or by a failing disk: restore a backup", "journal entry %d: %v", e.Seq, err)
-		}
-		if e.Time.Before(req.Since) || !wanted(e.Node) {
-			continue
-		}
-		n++
-		if err := out.item(e); err != nil {
-			return nil, err
-		}
-	}
-	return n, nil
 }

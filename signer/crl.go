@@ -115,7 +115,11 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 		}
 		guards = guards[:1]
 	}
-	next := crlRecord{Number: last.Number + 1, ThisUpdate: later(now, last.ThisUpdate)}
+	number := last.Number
+	if !sabotaged("crl-number") {
+		number = max(number, ca.publishedNumber())
+	}
+	next := crlRecord{Number: number + 1, ThisUpdate: later(now, last.ThisUpdate)}
 	entries, err := h.endedEntries(ctx, ca, now)
 	if err != nil {
 		return err
@@ -133,11 +137,25 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 	}
 	h.signed(next.ThisUpdate)
 	failpoint("crl-recorded")
+	h.witnessed(ctx, next)
 	crl, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return err
 	}
 	return h.publishCRL(ca, crl)
+}
+
+// orLater takes the greater of each.
+func (r crlRecord) orLater(o crlRecord) crlRecord {
+	return crlRecord{max(r.Number, o.Number), later(r.ThisUpdate, o.ThisUpdate)}
+}
+
+// publishedNumber is that of the CRL that others may have seen already.
+func (a *authority) publishedNumber() int64 {
+	if list := a.crl.list.Load(); list != nil {
+		return list.Number.Int64()
+	}
+	return 0
 }
 
 // endedEntries are what a CA's CRL lists. A record that cannot be read must keep nothing off the list: what it was

@@ -211,11 +211,27 @@ func (s *slot) ending(now time.Time) []store.Put {
 // clockSlack is how far the clock may step back, as time services make it, before signing stops.
 const clockSlack = time.Minute
 
-// maySign refuses while the clock is before its floor: the last moment on record (I8).
+// clockLeap is how far past the last record a clock may be that nothing disciplines: a dead clock that jumped
+// would give certificates a life in the future, and then be before the last record for ever.
+const clockLeap = 24 * time.Hour
+
+// maySign refuses while the store is older than its witness (I9), and while the clock is before its floor,
+// the last moment on record, or has jumped (I8).
 func (h *Head) maySign(now time.Time) *refusal {
-	if floor := h.floor.Load(); now.Unix() < floor-int64(clockSlack/time.Second) {
-		return refuse(wire.Busy, whyClock, "the head's clock is before the last record, %s",
-			time.Unix(floor, 0).UTC().Format(time.RFC3339))
+	if h.setBack != nil {
+		return h.setBack
+	}
+	if h.book != nil {
+		if err := h.book.failed(); err != nil {
+			return refuse(wire.Busy, whyStore, "%v", err)
+		}
+	}
+	floor := time.Unix(h.floor.Load(), 0).UTC()
+	if now.Before(floor.Add(-clockSlack)) {
+		return refuse(wire.Busy, whyClock, "the head's clock is before the last record, %s", floor.Format(time.RFC3339))
+	}
+	if now.After(floor.Add(clockLeap)) && !h.inSync() {
+		return refuse(wire.Busy, whyClock, "the head's clock is not synchronised, and more than a day past the last record, %s", floor.Format(time.RFC3339))
 	}
 	return nil
 }

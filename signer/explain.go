@@ -174,7 +174,9 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 	case whyStore:
 		return fmt.Sprintf("%s asked%s, and the store could not serve: %s", name, from(last.Addr, last.At), last.Detail), "journalctl -u muster", true
 	case whyClock:
-		return fmt.Sprintf("%s asked%s, and this head will not sign: %s", name, from(last.Addr, last.At), last.Detail), "set the head's clock", true
+		return fmt.Sprintf("%s asked%s, and this head will not sign: %s", name, from(last.Addr, last.At), last.Detail), notSigningHint(whyClock), true
+	case whyRollback:
+		return fmt.Sprintf("%s asked%s, and this head will not sign, since its store was set back: %s", name, from(last.Addr, last.At), last.Detail), rollbackHint, true
 	case whySigning:
 		return fmt.Sprintf("%s asked%s, and the CA cannot sign: %s", name, from(last.Addr, last.At), last.Detail), "muster ca show", true
 	case whyOverload:

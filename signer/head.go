@@ -52,7 +52,9 @@ type Config struct {
 	Passphrase Passphrase // of the CA's key, where that is encrypted
 	Limits     Limits
 	Now        func() time.Time // nil: time.Now
-	Log        *slog.Logger     // nil: discard
+	// Synchronised says whether NTP or the like disciplines the clock; nil: adjtimex(2).
+	Synchronised func() bool
+	Log          *slog.Logger // nil: discard
 }
 
 // Head is a running head.
@@ -63,6 +65,7 @@ type Head struct {
 	passphrase Passphrase // for the keys of the CAs that a rotation makes
 	now        func() time.Time
 	log        *slog.Logger
+	inSync     func() bool // whether something disciplines the clock
 
 	limiting sync.Mutex // PerAddress and Total, and gates
 	limits   Limits
@@ -84,14 +87,18 @@ type Head struct {
 	refusals   *throttle
 	reports    *reportLimit
 	writable   probe
+
+	generation generation
+	book       *witnessBook // nil until there is one
+	setBack    *refusal     // why the store may not be signed from; nil if it may
 }
 
 // Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised. Where it fails
 // (ErrNoPassphrase, ErrPassphrase, ErrPublicURL are others) nothing has changed.
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
-		dir: cfg.Dir, store: cfg.Store, passphrase: cfg.Passphrase,
-		now: cfg.Now, log: cfg.Log, limits: cfg.Limits.orDefault(),
+		dir: cfg.Dir, passphrase: cfg.Passphrase,
+		now: cfg.Now, inSync: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked: make(chan struct{}, 1),
 		answers:  ocspAnswers{of: map[certID]*ocspAnswer{}},
 		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
@@ -102,10 +109,14 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.now == nil {
 		h.now = time.Now
 	}
+	if h.inSync == nil {
+		h.inSync = synchronised
+	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	for _, load := range []func(context.Context) error{h.loadCluster, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
+	h.store = watched{cfg.Store, h}
+	for _, load := range []func(context.Context) error{h.loadCluster, h.loadWitness, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}

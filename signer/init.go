@@ -135,16 +135,19 @@ func (p *Plan) authority(now time.Time) (*authority, error) {
 	return newAuthority(p.Cluster, now)
 }
 
+// stateDirs are the directories of the state directory.
+var stateDirs = []struct {
+	name string
+	mode os.FileMode
+}{{"ca", 0o700}, {"public", 0o755}}
+
 func writeCA(dir string, ca *authority, passphrase Passphrase) error {
 	cert := certificatePEM(ca.root().Raw)
 	key, err := marshalKey(ca.key, passphrase)
 	if err != nil {
 		return err
 	}
-	for _, d := range []struct {
-		name string
-		mode os.FileMode
-	}{{"ca", 0o700}, {"public", 0o755}} {
+	for _, d := range stateDirs {
 		if err := os.MkdirAll(filepath.Join(dir, d.name), d.mode); err != nil {
 			return err
 		}

@@ -140,7 +140,7 @@ func TestImportMoves(t *testing.T) {
 	s := newSite(t)
 	s.imports("name,mac,uuid\na,02:00:00:00:00:01,00000000-0000-0000-0000-000000000001\n" +
 		"b,02:00:00:00:00:02 02:00:00:00:00:22,00000000-0000-0000-0000-000000000002\nc,02:00:00:00:00:03,\n")
-	s.Head.store = &watched{Store: s.store, look: s.oneOwner}
+	s.Head.store = &lookedAt{Store: s.store, look: s.oneOwner}
 	done := s.imports("name,mac,uuid\na,02:00:00:00:00:02,00000000-0000-0000-0000-000000000002\n" +
 		"b,02:00:00:00:00:03,00000000-0000-0000-0000-000000000001\nc,02:00:00:00:00:01,\n")
 	if done.Altered != "a,b,c" {
@@ -162,13 +162,13 @@ func TestImportMoves(t *testing.T) {
 	s.wellBound()
 }
 
-// watched looks at the store after each commit.
-type watched struct {
+// lookedAt looks at the store after each commit.
+type lookedAt struct {
 	store.Store
 	look func()
 }
 
-func (w *watched) Commit(ctx context.Context, tx store.Tx) error {
+func (w *lookedAt) Commit(ctx context.Context, tx store.Tx) error {
 	err := w.Store.Commit(ctx, tx)
 	w.look()
 	return err
@@ -220,7 +220,7 @@ func TestImportMoveRace(t *testing.T) {
 	s := newSite(t)
 	s.imports("name,mac\na," + mac1 + "\nb," + mac2 + "\n")
 	moved := false
-	s.Head.store = &watched{Store: s.store, look: func() {
+	s.Head.store = &lookedAt{Store: s.store, look: func() {
 		if len(s.record("a").MAC) == 0 && !moved {
 			moved = true
 			s.imports("name,mac\na," + mac1 + "\n")

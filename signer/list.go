@@ -82,6 +82,9 @@ type Listed struct {
 // adminList streams a NodeView for each node that was asked for. Every id must be known. A damaged
 // record is named at the end, and keeps none of the others back (I8).
 func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any, error) {
+	if req.State == StateUnknown {
+		return h.listUnknown(ctx, req, out)
+	}
 	now := h.now()
 	var done Listed
 	var damaged []string

@@ -101,6 +101,7 @@ func (h *Head) Serve(ctx context.Context, on Listeners) error {
 	start(public, h.limited(on.Public), public.Serve)
 	start(admin, on.Admin, admin.Serve)
 	group.Go(func() error { return h.tend(ctx) })
+	group.Go(func() error { return h.keepWitness(ctx) })
 	return group.Wait()
 }
 

@@ -14,6 +14,7 @@ import (
 const (
 	keyCluster   = "cluster"
 	keyCAs       = "ca"
+	keyEpoch     = "epoch"
 	prefixSlot   = "slot/"
 	prefixEK     = "ek/"     // + fingerprint of an EK -> node name
 	prefixKey    = "key/"    // + fingerprint of a node key -> node name
@@ -21,6 +22,8 @@ const (
 	prefixEnded  = "ended/"  // + serial -> why and when a certificate ended before its time
 	prefixBarred = "barred/" // + fingerprint of a key that was revoked -> the name that had it
 	prefixCRL    = "crl/"    // + id of a CA -> crlRecord
+	// + serial -> a certificate of our CA that was shown and is not on record
+	prefixUnknown = "unknown/"
 
 	keyInventory = "inventory" // when node names were imported first: from then on enable makes none by itself
 	prefixMAC    = "mac/"      // + MAC -> node name
@@ -67,6 +70,7 @@ const (
 	StateActive   State = "active"   // certificate seen in use
 	StateExpired  State = "expired"
 	StateRevoked  State = "revoked"
+	StateUnknown  State = "unknown" // no slot's: a certificate that is not on record, see quarantine
 )
 
 // States are all states, in the order of a slot's life.

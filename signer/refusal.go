@@ -39,7 +39,7 @@ const (
 	whyStale       reason = "stale"         // an answer to no challenge that is still good
 	whyNotOnRecord reason = "not-on-record" // a certificate that is not, or no more, the record's
 	whyStore       reason = "store"         // the store cannot be read or written
-	whyClock       reason = "clock"         // the head's clock is before its floor
+	whyClock       reason = "clock"         // the head's clock is before its floor, or too far after it
 	whySigning     reason = "signing"       // the CA cannot sign
 	whyOverload    reason = "overload"
 	whyTooLarge    reason = "too-large"
@@ -48,6 +48,7 @@ const (
 	whyOtherBoard  reason = "other-board" // the MAC or UUID on record for the name is another
 	whyAmbiguous   reason = "ambiguous"   // MACs and UUID lead to several names
 	whyTooSoon     reason = "too-soon"    // a node that changes its key too often
+	whyRollback    reason = "rollback"    // the store is older than its witness
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

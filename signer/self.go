@@ -52,6 +52,9 @@ func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, 
 	who.node = name
 	item, s, no := h.slot(ctx, name)
 	if no != nil {
+		if no.reason == whyUnknown {
+			h.quarantine(ctx, cert, who, now)
+		}
 		return item, nil, nil, no
 	}
 	for _, c := range []*issued{s.Cert, s.Old} {
@@ -69,6 +72,7 @@ func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, 
 		}
 		return item, s, c, nil
 	}
+	h.quarantine(ctx, cert, who, now)
 	return item, nil, nil, refuse(wire.NotEnabled, whyNotOnRecord, "certificate %s is not on record for %s",
 		serialHex(cert.SerialNumber), s.Node)
 }

@@ -35,6 +35,7 @@ type site struct {
 	store store.Store
 	clock *clock
 	log   *lockedBuffer
+	alone bool                          // nothing synchronises the clock
 	wrap  func(store.Store) store.Store // put between head and store at the next open; nil: nothing
 }
 
@@ -92,7 +93,7 @@ func (s *site) another() (*Head, error) {
 		st = s.wrap(st)
 	}
 	return Open(context.Background(), Config{
-		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now,
+		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now, Synchronised: func() bool { return !s.alone },
 		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 }

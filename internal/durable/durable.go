@@ -9,6 +9,7 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,23 +33,35 @@ import (
 //	fsync(3)
 //	close(3)
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
-	return write(path, data, mode, func(*os.File) error { return nil })
+	return write(path, whole(data), mode, func(*os.File) error { return nil })
+}
+
+// WriteStream is [WriteFile] for data that fill does not hold at once. Where fill fails, nothing is written.
+func WriteStream(path string, mode fs.FileMode, fill func(io.Writer) error) error {
+	return write(path, fill, mode, func(*os.File) error { return nil })
+}
+
+func whole(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
 }
 
 // WriteFileOwner is [WriteFile] for a file that belongs to uid and gid (-1 leaves one as it is).
 // The file has its owner (fchown before fchmod, which would lose set-id bits) before it has its name.
 func WriteFileOwner(path string, data []byte, mode fs.FileMode, uid, gid int) error {
-	return write(path, data, mode, func(f *os.File) error { return f.Chown(uid, gid) })
+	return write(path, whole(data), mode, func(f *os.File) error { return f.Chown(uid, gid) })
 }
 
-func write(path string, data []byte, mode fs.FileMode, own func(*os.File) error) error {
+func write(path string, fill func(io.Writer) error, mode fs.FileMode, own func(*os.File) error) error {
 	// Held open from before the write: an inode evicted from the cache takes its I/O error with it.
 	dir, err := openDir(filepath.Dir(path))
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer dir.Close()
-	tmp, err := writeTemp(path, data, mode, own)
+	tmp, err := writeTemp(path, fill, mode, own)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -62,7 +75,7 @@ func write(path string, data []byte, mode fs.FileMode, own func(*os.File) error)
 }
 
 // writeTemp returns the name of a synced file beside path, or an error and no file.
-func writeTemp(path string, data []byte, mode fs.FileMode, own func(*os.File) error) (name string, err error) {
+func writeTemp(path string, fill func(io.Writer) error, mode fs.FileMode, own func(*os.File) error) (name string, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix(path))
 	if err != nil {
 		return "", err
@@ -73,7 +86,7 @@ func writeTemp(path string, data []byte, mode fs.FileMode, own func(*os.File) er
 			os.Remove(f.Name())
 		}
 	}()
-	if _, err = f.Write(data); err != nil {
+	if err = fill(f); err != nil {
 		return "", err
 	}
 	if err = own(f); err != nil {

@@ -89,7 +89,7 @@ func TestFailureLeavesOldFile(t *testing.T) {
 		"chmod": func(f *os.File) error { return f.Close() }, // so that all that follows fails
 	}
 	for name, step := range steps {
-		if err := write(path, []byte("new"), 0o600, step); err == nil {
+		if err := write(path, whole([]byte("new")), 0o600, step); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 		if read(t, path) != "old" {

@@ -159,7 +159,7 @@ func lostStore(dir string) bool {
 }
 
 func storeLost(dir string) error {
-	return fail(exitPolicy, "put "+storeFile+" back from a copy; to begin anew, and lose every node, move "+quoted(filepath.Join(dir, "ca"))+" away",
+	return fail(exitPolicy, "muster restore FILE, with a backup; to begin anew, and lose every node, move "+quoted(filepath.Join(dir, "ca"))+" away",
 		"%s has a CA, and no %s", dir, storeFile)
 }
 
@@ -229,19 +229,24 @@ func ownHosts() []string {
 // openStore explains what may be wrong with a store.
 func openStore(dir string) (*bolt.Store, error) {
 	st, err := bolt.Open(filepath.Join(dir, storeFile), time.Second)
-	switch {
-	case errors.Is(err, store.ErrAbsent) && lostStore(dir):
-		return nil, storeLost(dir)
-	case errors.Is(err, store.ErrAbsent):
-		return nil, fail(exitUsage, "muster init --dir "+quoted(dir), "no cluster in %s", dir)
-	case errors.Is(err, store.ErrLocked):
-		return nil, fail(exitFailed, "there may be one muster serve for each --dir", "%s is in use by another process", dir)
-	case errors.Is(err, store.ErrNewer):
-		return nil, fail(exitFailed, "install that version again", "%v", err)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fail(exitFailed, permissionHint(dir), "%v", err)
-	case err != nil:
-		return nil, fail(exitUnreachable, "look at the disk; a copy of "+quoted(dir)+" may be put back, and every grant that was open in it closed", "%v", err)
+	if err != nil {
+		return nil, noStore(dir, err)
 	}
 	return st, nil
+}
+
+func noStore(dir string, err error) error {
+	switch {
+	case errors.Is(err, store.ErrAbsent) && lostStore(dir):
+		return storeLost(dir)
+	case errors.Is(err, store.ErrAbsent):
+		return fail(exitUsage, "muster init --dir "+quoted(dir), "no cluster in %s", dir)
+	case errors.Is(err, store.ErrLocked):
+		return fail(exitFailed, "there may be one muster serve for each --dir", "%s is in use by another process", dir)
+	case errors.Is(err, store.ErrNewer):
+		return fail(exitFailed, "install that version again", "%v", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fail(exitFailed, permissionHint(dir), "%v", err)
+	}
+	return fail(exitUnreachable, "look at the disk; then muster restore FILE, with a backup", "%v", err)
 }

@@ -32,6 +32,12 @@ func servePassphrase(path string) (signer.Passphrase, error) {
 
 // readPassphrase reads the one line of a file, or of standard input for "-"; nothing for "".
 func readPassphrase(path string) (signer.Passphrase, error) {
+	return readSecret(path, "CA's key", "--ca-passphrase")
+}
+
+// readSecret is readPassphrase for the passphrase of what, in the file that flag names.
+func readSecret(path, what, flag string) (signer.Passphrase, error) {
+	what = "passphrase of the " + what
 	var in io.Reader = os.Stdin
 	switch path {
 	case "":
@@ -41,7 +47,7 @@ func readPassphrase(path string) (signer.Passphrase, error) {
 	default:
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, fail(exitUsage, "give --ca-passphrase a file that can be read", "passphrase of the CA's key: %v", err)
+			return nil, fail(exitUsage, "give "+flag+" a file that can be read", "%s: %v", what, err)
 		}
 		defer f.Close()
 		in = f
@@ -50,13 +56,13 @@ func readPassphrase(path string) (signer.Passphrase, error) {
 	text = bytes.TrimSuffix(text, []byte("\n"))
 	switch {
 	case err != nil:
-		return nil, fail(exitUsage, "give --ca-passphrase a file that can be read", "passphrase of the CA's key: %v", err)
+		return nil, fail(exitUsage, "give "+flag+" a file that can be read", "%s: %v", what, err)
 	case len(text) == 0:
-		return nil, fail(exitUsage, "it is one line", "passphrase of the CA's key: %s is empty", path)
+		return nil, fail(exitUsage, "it is one line", "%s: %s is empty", what, path)
 	case len(text) > maxPassphrase:
-		return nil, fail(exitUsage, "write a shorter one", "passphrase of the CA's key: more than %d bytes in %s", maxPassphrase, path)
+		return nil, fail(exitUsage, "write a shorter one", "%s: more than %d bytes in %s", what, maxPassphrase, path)
 	case bytes.ContainsAny(text, "\n\x00"):
-		return nil, fail(exitUsage, "it is one line", "passphrase of the CA's key: %s has more than one line", path)
+		return nil, fail(exitUsage, "it is one line", "%s: %s has more than one line", what, path)
 	}
 	return text, nil
 }

@@ -123,7 +123,8 @@ Exit status: 0 done, 1 failed, 2 usage or configuration, 3 partly done, 4 nothin
 	})
 	root.PersistentFlags().StringVar(&e.socket, "socket", "/run/muster-head/admin.sock", "`path` of the daemon's admin socket")
 	root.PersistentFlags().String("config", "", "configuration `file` (default /etc/muster/signer.toml, if it is there)")
-	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.nodesCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand())
+	root.AddCommand(e.initCommand(), e.serveCommand(), e.certsCommand(), e.nodesCommand(), e.whyCommand(), e.logCommand(), e.caCommand(), e.versionCommand(),
+		e.statusCommand(), e.clockCommand(), e.backupCommand(), e.restoreCommand())
 	return root
 }
 

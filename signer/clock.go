@@ -1,0 +1,58 @@
+package signer
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"muster/signer/store"
+)
+
+// synchronised asks the kernel whether something disciplines the clock (adjtimex(2), STA_UNSYNC).
+func synchronised() bool {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	return err == nil && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
+}
+
+// ClockView is the head's clock, for `muster clock` and `muster status`.
+type ClockView struct {
+	Now          time.Time `json:"now"`
+	LastRecord   time.Time `json:"last_record"` // the clock may not be before this
+	Synchronised bool      `json:"synchronised"`
+}
+
+func (h *Head) clockView() ClockView {
+	return ClockView{h.now().UTC().Truncate(time.Second), time.Unix(h.floor.Load(), 0).UTC(), h.inSync()}
+}
+
+// adminClockAccept makes the clock's moment the last one on record, whichever way it jumped. Where that is
+// back, the next CRL's thisUpdate goes back with it, and only there: one in the future is good for nobody.
+func (h *Head) adminClockAccept(ctx context.Context, _ struct{}, _ *stream) (any, error) {
+	if h.setBack != nil {
+		return nil, adminError(KindPolicy, rollbackHint, "%s", h.setBack.detail)
+	}
+	now := h.now().UTC()
+	was := time.Unix(h.floor.Load(), 0).UTC().Format(time.RFC3339)
+	tx := store.Tx{
+		Events: []store.Event{event(now, "clock-accept", "", map[string]string{"was": was, "by": byWhom(ctx)})},
+	}
+	for _, ca := range h.ring.Load().all() {
+		item, last, err := h.lastCRL(ctx, ca)
+		if err != nil {
+			return nil, err
+		}
+		if last.ThisUpdate.After(now) {
+			tx.Guards = append(tx.Guards, item.Guard())
+			tx.Puts = append(tx.Puts, put(item.Key, crlRecord{last.Number, now}))
+		}
+	}
+	if err := h.store.Commit(ctx, tx); err != nil {
+		return nil, err
+	}
+	h.floor.Store(now.Unix())
+	h.try("server certificate not made", h.renewServer(ctx)) // the old one may not be good yet
+	h.crlDue()
+	return h.clockView(), nil
+}
