@@ -14,11 +14,11 @@ import (
 	"muster/internal/wire"
 )
 
-// forget takes a node out of the record, as a restore of a backup from before it does.
-func (s *site) quarantined() []NodeView {
-	s.t.Helper()
+// quarantined is `certs list --state unknown`.
+func (s *site) quarantined(t *testing.T) []NodeView {
+	t.Helper()
 	var found []NodeView
-	for _, f := range ask(s.t, s.adminSocket(s.t.(*testing.T)), AdminList, `{"state":"unknown"}`) {
+	for _, f := range ask(t, s.adminSocket(t), AdminList, `{"state":"unknown"}`) {
 		var v NodeView
 		if f.Item != nil {
 			s.must(json.Unmarshal(f.Item, &v))
@@ -39,7 +39,7 @@ func TestQuarantine(t *testing.T) {
 	for range 3 {
 		equal(t, "use", use(s.Head, cert), wire.NotEnabled)
 	}
-	found := s.quarantined()
+	found := s.quarantined(t)
 	if len(found) != 1 || found[0].Serial != serialHex(cert.SerialNumber) || found[0].Node != "n0" || found[0].State != StateUnknown {
 		t.Errorf("quarantined: %+v", found)
 	}
@@ -52,16 +52,16 @@ func TestQuarantine(t *testing.T) {
 	equal(t, "entries", n, 1)
 	s.restart()
 	equal(t, "use after a restart", use(s.Head, cert), wire.NotEnabled)
-	equal(t, "quarantined after a restart", len(s.quarantined()), 1)
+	equal(t, "quarantined after a restart", len(s.quarantined(t)), 1)
 }
 
 // TestStrangersFillNoQuarantine: what our CA did not sign, what has ended and what is over costs no write.
 func TestStrangersFillNoQuarantine(t *testing.T) {
-	s, k := newSite(t), aChip(t).nodeKey()
+	s, c := newSite(t), aChip(t)
 	s.enable("n[0-1]")
-	first := certificate(t, s.enrol(k, "n0").Cert)
-	s.enable("n0") // a new key, so that the first certificate ends
-	second := certificate(t, s.enrol(aChipOf(t, k).nodeKey(), "n0").Cert)
+	first := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	s.enable("n0") // for a new key, so that the first certificate ends
+	second := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
 	equal(t, "use", use(s.Head, second), "")
 	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	s.must(err)
@@ -74,17 +74,17 @@ func TestStrangersFillNoQuarantine(t *testing.T) {
 		s.must(err)
 		return certificate(t, der)
 	}
-	false_ := *s.ca.cert // its name, with the stranger's key
-	false_.PublicKey = own.Public()
+	impostor := *s.ca.cert // its name, with the stranger's key
+	impostor.PublicKey = own.Public()
 	before := len(s.journal())
 	for name, cert := range map[string]*x509.Certificate{
 		"ended":              first,
-		"forged":             forge("spiffe://hpc.example/node/n0", &false_, own),
+		"forged":             forge("spiffe://hpc.example/node/n0", &impostor, own),
 		"of the CA, no node": forge("spiffe://hpc.example/head/n0", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey)),
 		"of another name":    forge("spiffe://hpc.example/node/n1", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey)),
 	} {
 		equal(t, name, use(s.Head, cert), wire.NotEnabled)
-		if found := s.quarantined(); len(found) != 0 {
+		if found := s.quarantined(t); len(found) != 0 {
 			t.Fatalf("%s: quarantined %+v", name, found)
 		}
 	}
@@ -92,7 +92,7 @@ func TestStrangersFillNoQuarantine(t *testing.T) {
 	good := forge("spiffe://hpc.example/node/n0", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey))
 	s.clock.move(91 * 24 * time.Hour)
 	use(s.Head, good)
-	equal(t, "when it is over", len(s.quarantined()), 0)
+	equal(t, "when it is over", len(s.quarantined(t)), 0)
 	s.clock.move(-91 * 24 * time.Hour)
 	use(s.Head, good)
 	equal(t, "control: the same in time", s.countUnknown(context.Background()), 1)
