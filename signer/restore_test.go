@@ -237,7 +237,7 @@ func TestRestoreKeepsWhatEnded(t *testing.T) {
 				t.Errorf("CRL %+v after %+v", now, crl)
 			}
 			equal(t, "use of what ended", use(s.Head, old), wire.NotEnabled)
-			refusedWith(t, s.post(wire.PathChallenge, k.ChallengeRequest("n0")), wire.NotEnabled)
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n0")), wire.NotEnabled)
 			equal(t, "state of n1", s.record("n1").state(s.clock.now()), StateRevoked)
 			if found := s.quarantined(t); len(found) != 0 {
 				t.Errorf("what ended is quarantined: %+v", found)
