@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"muster/internal/wire"
+	"muster/signer/store"
 )
 
 // quarantined is `certs list --state unknown`.
@@ -36,6 +37,7 @@ func TestQuarantine(t *testing.T) {
 	lost := s.record("n0")
 	lost.Cert, lost.Grant = nil, nil
 	s.putRecord(lost)
+	s.must(s.store.Commit(t.Context(), store.Tx{Deletes: []string{prefixCert + serialHex(cert.SerialNumber)}}))
 	for range 3 {
 		equal(t, "use", use(s.Head, cert), wire.NotEnabled)
 	}
@@ -74,14 +76,14 @@ func TestStrangersFillNoQuarantine(t *testing.T) {
 		s.must(err)
 		return certificate(t, der)
 	}
-	impostor := *s.ca.cert // its name, with the stranger's key
+	impostor := *s.ca().cert // its name, with the stranger's key
 	impostor.PublicKey = own.Public()
 	before := len(s.journal())
 	for name, cert := range map[string]*x509.Certificate{
 		"ended":              first,
 		"forged":             forge("spiffe://hpc.example/node/n0", &impostor, own),
-		"of the CA, no node": forge("spiffe://hpc.example/head/n0", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey)),
-		"of another name":    forge("spiffe://hpc.example/node/n1", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey)),
+		"of the CA, no node": forge("spiffe://hpc.example/head/n0", s.ca().cert, s.ca().key.(*ecdsa.PrivateKey)),
+		"of another name":    forge("spiffe://hpc.example/node/n1", s.ca().cert, s.ca().key.(*ecdsa.PrivateKey)),
 	} {
 		equal(t, name, use(s.Head, cert), wire.NotEnabled)
 		if found := s.quarantined(t); len(found) != 0 {
@@ -89,7 +91,7 @@ func TestStrangersFillNoQuarantine(t *testing.T) {
 		}
 	}
 	equal(t, "journal", len(s.journal()), before)
-	good := forge("spiffe://hpc.example/node/n0", s.ca.cert, s.ca.key.(*ecdsa.PrivateKey))
+	good := forge("spiffe://hpc.example/node/n0", s.ca().cert, s.ca().key.(*ecdsa.PrivateKey))
 	s.clock.move(91 * 24 * time.Hour)
 	use(s.Head, good)
 	equal(t, "when it is over", len(s.quarantined(t)), 0)

@@ -223,10 +223,10 @@ func TestRestoreKeepsWhatEnded(t *testing.T) {
 			next := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
 			use(s.Head, next)
 			s.must(s.store.Commit(t.Context(), store.Tx{Puts: []store.Put{
-				put(prefixEnded+serialHex(revoked.SerialNumber), ended{At: s.clock.now(), Reason: 1, NotAfter: revoked.NotAfter}),
+				put(prefixEnded+serialHex(revoked.SerialNumber), ended{At: s.clock.now(), CA: s.ca().id(), Reason: 1, NotAfter: revoked.NotAfter}),
 			}}))
 			for range 5 {
-				s.must(s.signCRL(t.Context()))
+				s.must(s.signCRLs(t.Context()))
 			}
 			crl := s.crlView()
 			equal(t, "ended before", crl.Entries, 2)
@@ -250,7 +250,7 @@ func TestRestoreKeepsWhatEnded(t *testing.T) {
 func TestRestoreOverAForeignCRL(t *testing.T) {
 	s, other := newSite(t), newSite(t)
 	backup := s.backup()
-	s.write("public/"+s.ca.id()+".crl", other.crlBytes())
+	s.write("public/"+s.ca().id()+".crl", other.crlBytes())
 	staged := filepath.Join(t.TempDir(), "staged.db")
 	s.must(bolt.Create(staged, "head1"))
 	st, err := bolt.Open(staged, time.Minute)
@@ -262,7 +262,7 @@ func TestRestoreOverAForeignCRL(t *testing.T) {
 		t.Error("settled with a CRL of another CA")
 	}
 	// Nor may the clock be before what is restored.
-	s.write("public/"+s.ca.id()+".crl", *s.crl.Load())
+	s.write("public/"+s.ca().id()+".crl", *s.ca().crl.Load())
 	if _, err := Settle(t.Context(), s.dir, st, s.store, map[string]string{}, s.clock.now().Add(-time.Hour)); !errors.Is(err, ErrClockBack) {
 		t.Errorf("with a clock that is back: got %v", err)
 	}

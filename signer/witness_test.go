@@ -60,7 +60,7 @@ func TestOlderStore(t *testing.T) {
 			t.Errorf("%s: it made itself a certificate", name)
 		}
 		s.crlBytes()
-		if err := s.signCRL(context.Background()); err == nil {
+		if err := s.signCRLs(context.Background()); err == nil {
 			t.Errorf("%s: it signed a CRL", name)
 		}
 	}
@@ -219,7 +219,7 @@ func acceptClock(s *site) {
 func TestAcceptABackwardClock(t *testing.T) {
 	c := newCannotSign(t, newSite(t))
 	c.clock.move(40 * 24 * time.Hour)
-	c.must(c.signCRL(context.Background()))
+	c.must(c.signCRLs(context.Background()))
 	ahead := c.crlView()
 	c.clock.move(-40 * 24 * time.Hour)
 	c.restart()
@@ -229,7 +229,7 @@ func TestAcceptABackwardClock(t *testing.T) {
 	if c.server.Load() == nil || c.server.Load().Leaf.NotBefore.After(c.clock.now()) {
 		t.Error("no server certificate that is good now")
 	}
-	c.must(c.signCRL(context.Background()))
+	c.must(c.signCRLs(context.Background()))
 	if crl := c.crlView(); crl.Number <= ahead.Number || crl.ThisUpdate.After(c.clock.now()) {
 		t.Errorf("CRL %+v after %+v", crl, ahead)
 	}
