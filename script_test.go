@@ -27,6 +27,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	head                 make a cluster, and serve it: sets $HEAD $PIN $SOCKET $DIR $PUBLIC
 //	head serve DIR       serve what `muster init` made in DIR
 //	head stop|kill|start end the daemon as systemctl does, or as a power cut does; run it again
+//	head look            run it again, where it may be that it signs nothing
 //	tpm NAME [KIND...]   start a TPM: blank, p256 or manufactured; tcp for tpm2-tools. Sets $NAME, for --tpm; makes
 //	                     NAME/etc/muster/agent.toml, for --root, with the TPM, the name and the head
 //	powercycle NAME      pull the plug: TPM and /run
@@ -106,8 +107,10 @@ func (s *stage) headVerb(ts *testscript.TestScript, args []string) {
 		s.head.kill()
 	case "start":
 		s.head.start()
+	case "look":
+		s.head.serveOn()
 	default:
-		ts.Fatalf("usage: head [serve DIR|stop|kill|start]")
+		ts.Fatalf("usage: head [serve DIR|stop|kill|start|look]")
 	}
 	for name, value := range map[string]string{
 		"HEAD": s.head.url(), "PIN": s.head.pin, "SOCKET": s.head.socket, "DIR": s.head.dir, "PUBLIC": s.head.public(""),

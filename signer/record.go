@@ -73,8 +73,8 @@ const (
 	StateUnknown  State = "unknown" // no slot's: a certificate that is not on record, see quarantine
 )
 
-// States are all states, in the order of a slot's life.
-var States = []State{StateDisabled, StateOpen, StatePending, StateIssued, StateActive, StateExpired, StateRevoked}
+// States are all states, in the order of a slot's life, and what has none.
+var States = []State{StateDisabled, StateOpen, StatePending, StateIssued, StateActive, StateExpired, StateRevoked, StateUnknown}
 
 // slot is the administrator's record of one node, and the only source of names (I4).
 type slot struct {

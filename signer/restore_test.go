@@ -305,3 +305,24 @@ func (l *lastFails) Commit(ctx context.Context, tx store.Tx) error {
 	}
 	return l.Store.Commit(ctx, tx)
 }
+
+// TestKeysAreForRoot: of those at the admin socket only root and the daemon's own user get the CA's keys.
+func TestKeysAreForRoot(t *testing.T) {
+	s := newSite(t)
+	req := BackupRequest{WithKeys: true, Passphrase: "x"}
+	for _, who := range []peerID{{}, {"uid 12345 pid 1", 12345, true}, {"uid 0 pid 1", 0, false}} {
+		ctx := context.WithValue(t.Context(), peerKey{}, who)
+		before := len(s.journal())
+		_, err := s.adminBackup(ctx, req, noStream())
+		var no *AdminError
+		if !errors.As(err, &no) || no.Kind != KindPolicy || len(s.journal()) != before {
+			t.Errorf("%+v: got %v", who, err)
+		}
+		if _, err := s.adminBackup(ctx, BackupRequest{}, noStream()); err != nil {
+			t.Errorf("%+v, without keys: %v", who, err)
+		}
+	}
+	if _, err := s.adminBackup(context.WithValue(t.Context(), peerKey{}, peerID{"uid 0 pid 1", 0, true}), req, noStream()); err != nil {
+		t.Errorf("root: %v", err)
+	}
+}

@@ -387,13 +387,13 @@ func inOrder(nodes []signer.NodeView) []signer.NodeView {
 	if err != nil {
 		return nodes
 	}
-	byName := make(map[string]signer.NodeView, len(nodes))
+	byName := make(map[string][]signer.NodeView, len(nodes)) // several of those that are not on record
 	for _, v := range nodes {
-		byName[v.Node] = v
+		byName[v.Node] = append(byName[v.Node], v)
 	}
 	sorted := make([]signer.NodeView, 0, len(nodes))
 	for name := range set.All() {
-		sorted = append(sorted, byName[name])
+		sorted = append(sorted, byName[name]...)
 	}
 	return sorted
 }

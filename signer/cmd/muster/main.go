@@ -7,10 +7,12 @@
 //	muster certs disable|list|show         close a grant; look
 //	muster nodes import|list|group|remove  which nodes there are, and how to tell them apart
 //	muster why n0                          what happened last to this node, and what to do
-//	muster log                             the journal
+//	muster log [verify]                    the journal
+//	muster status, muster clock accept     how this head is; sign again with the clock as it is
+//	muster backup|restore FILE             the record, for another disk
 //	muster ca show|export                  what nodes must trust
 //
-// All but init and serve talk to the daemon over its admin socket (--socket).
+// All but init, serve and restore talk to the daemon over its admin socket (--socket).
 //
 // Exit status: 0 done; 1 failed; 2 usage or configuration; 3 partly done; 4 nothing matched; 5 head or
 // store unreachable; 6 refused by policy; 130 interrupted. An error is one line on standard error,

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,20 +60,17 @@ func (e *env) printStatus(v *signer.StatusView) {
 	for _, count := range v.Nodes {
 		n += count
 	}
-	line("nodes", "%s", strings.TrimSuffix(summary(n, v.Nodes), ": "))
+	if n == 0 {
+		line("nodes", "none yet")
+	} else {
+		line("nodes", "%s", summary(n, v.Nodes))
+	}
 	if v.Unknown > 0 {
 		line("unknown", "%s of this CA not on record: muster certs list --state unknown", certificates(v.Unknown))
 	}
 	if v.Damaged > 0 {
 		line("damaged", "%s cannot be read: muster certs list", records(v.Damaged))
 	}
-}
-
-func certificates(n int) string {
-	if n == 1 {
-		return "1 certificate"
-	}
-	return fmt.Sprintf("%d certificates", n)
 }
 
 func records(n int) string {
