@@ -160,9 +160,39 @@ func TestBackupDamage(t *testing.T) {
 	if err := CanRestore(t.Context(), other.dir, found, other.store); !errors.Is(err, ErrNoBackup) {
 		t.Errorf("of another cluster: got %v", err)
 	}
-	if err := CanRestore(t.Context(), other.dir, found, nil); !errors.Is(err, ErrNoBackup) {
-		t.Errorf("of another CA: got %v", err)
+}
+
+// TestRestoreKeepsCAs: a rotation is not undone, and no CA that has died comes back.
+func TestRestoreKeepsCAs(t *testing.T) {
+	for name, rotate := range map[string]RotateRequest{"begun": {}, "at once": {RevokeAll: true}, "compromised": {Compromised: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			backup := s.backup()
+			_, err := s.adminRotate(t.Context(), rotate, noStream())
+			s.must(err)
+			was, pin := s.ring.Load().bundle(), s.ca().pin()
+			if _, err := s.settleBeside(backup, nil); !errors.Is(err, ErrOtherCAs) {
+				t.Errorf("without the newest store: got %v, want ErrOtherCAs", err)
+			}
+			s.restore(backup)
+			equal(t, "bundle", s.ring.Load().bundle(), was)
+			equal(t, "pin", s.ca().pin(), pin)
+		})
 	}
+}
+
+// settleBeside is a restore up to where it replaces the store.
+func (s *site) settleBeside(backup []byte, current store.Reader) (*Restored, error) {
+	s.t.Helper()
+	dir, err := os.MkdirTemp(s.dir, "beside")
+	s.must(err)
+	s.must(bolt.Create(filepath.Join(dir, "store.db"), "head1"))
+	st, err := bolt.Open(filepath.Join(dir, "store.db"), time.Minute)
+	s.must(err)
+	defer st.Close()
+	_, err = LoadBackup(context.Background(), st, bytes.NewReader(backup))
+	s.must(err)
+	return Settle(context.Background(), s.dir, st, current, map[string]string{}, s.clock.now())
 }
 
 // TestRestoreOneGrantOneKey: what was done with the grants since the backup is not done again (I1).
@@ -251,19 +281,13 @@ func TestRestoreOverAForeignCRL(t *testing.T) {
 	s, other := newSite(t), newSite(t)
 	backup := s.backup()
 	s.write("public/"+s.ca().id()+".crl", other.crlBytes())
-	staged := filepath.Join(t.TempDir(), "staged.db")
-	s.must(bolt.Create(staged, "head1"))
-	st, err := bolt.Open(staged, time.Minute)
-	s.must(err)
-	defer st.Close()
-	_, err = LoadBackup(t.Context(), st, bytes.NewReader(backup))
-	s.must(err)
-	if _, err := Settle(t.Context(), s.dir, st, s.store, map[string]string{}, s.clock.now()); err == nil {
+	if _, err := s.settleBeside(backup, s.store); err == nil {
 		t.Error("settled with a CRL of another CA")
 	}
 	// Nor may the clock be before what is restored.
-	s.write("public/"+s.ca().id()+".crl", *s.ca().crl.Load())
-	if _, err := Settle(t.Context(), s.dir, st, s.store, map[string]string{}, s.clock.now().Add(-time.Hour)); !errors.Is(err, ErrClockBack) {
+	s.write("public/"+s.ca().id()+".crl", *s.ca().crl.der.Load())
+	s.clock.move(-time.Hour)
+	if _, err := s.settleBeside(backup, s.store); !errors.Is(err, ErrClockBack) {
 		t.Errorf("with a clock that is back: got %v", err)
 	}
 }

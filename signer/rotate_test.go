@@ -246,7 +246,7 @@ func TestRotationIsOfTheRecord(t *testing.T) {
 	}
 	files, err := filepath.Glob(filepath.Join(s.dir, "ca/*"))
 	s.must(err)
-	equal(t, "keys", len(files), 2)
+	equal(t, "keys, and the witness with its own", len(files), 4)
 }
 
 // TestAcknowledge: only for the CA that is asked for, and only by who shows a certificate on record.
