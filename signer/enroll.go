@@ -221,10 +221,8 @@ func (h *Head) maySign(now time.Time) *refusal {
 	if h.setBack != nil {
 		return h.setBack
 	}
-	if h.book != nil {
-		if err := h.book.failed(); err != nil {
-			return refuse(wire.Busy, whyStore, "%v", err)
-		}
+	if err := h.book.failed(); err != nil {
+		return refuse(wire.Busy, whyStore, "%v", err)
 	}
 	floor := time.Unix(h.floor.Load(), 0).UTC()
 	if now.Before(floor.Add(-clockSlack)) {

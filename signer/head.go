@@ -126,6 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	}
 	// A head that cannot sign still starts: it serves the last CRL and the administrator, and tries
 	// again (I8).
+	h.try("witness not begun", h.beginWitness(ctx))
 	h.try("server certificate not made", h.renewServer(ctx))
 	h.try("certificate for OCSP not made", h.renewResponders(ctx))
 	h.try("CRL not signed", h.signCRLs(ctx))

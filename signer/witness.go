@@ -218,7 +218,11 @@ func (b *witnessBook) withFile(do func(*os.File) error) error {
 	return nil
 }
 
+// failed is why there is no witness of what is signed; nil: there is one.
 func (b *witnessBook) failed() error {
+	if b == nil {
+		return errWitnessFailed
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.err
@@ -254,10 +258,7 @@ func (h *Head) witnessed(ctx context.Context, crl crlRecord) {
 }
 
 // loadWitness holds the store against its witness. What they differ in stops every signature and nothing
-// else (I8); how to go on is in the refusal.
-//
-// The order of writes at the first start: the witness with epoch 0, then epoch 1 in the store. A store of
-// epoch 1 or more has had a witness.
+// else (I8); how to go on is in the refusal. It writes nothing.
 func (h *Head) loadWitness(ctx context.Context) error {
 	g, err := readGeneration(ctx, h.store)
 	if err != nil && !errors.Is(err, store.ErrDamaged) {
@@ -269,7 +270,7 @@ func (h *Head) loadWitness(ctx context.Context) error {
 	}
 	book, openErr := openWitness(h.dir)
 	if err == nil && g.Epoch == 0 && errors.Is(openErr, errNoWitness) {
-		book, openErr = writeWitness(h.dir, mark{Seq: tail.Seq, Hash: tail.Hash})
+		return nil // beginWitness makes one
 	}
 	if err = errors.Join(err, openErr); err == nil {
 		err = judge(ctx, h.store, book.last, g, tail)
@@ -279,14 +280,35 @@ func (h *Head) loadWitness(ctx context.Context) error {
 		h.log.Error("the store is not held by its witness", "event", journal.NotSigning, "reason", string(whyRollback), "err", err)
 		return nil
 	}
-	if g.Epoch == 0 {
-		g.Epoch = 1
-		err := h.store.Commit(ctx, store.Tx{Guards: []store.Guard{{Key: keyEpoch}}, Puts: []store.Put{put(keyEpoch, g)}})
-		if !h.try("epoch not recorded", err) {
-			g.Epoch = 0
-		}
-	}
 	h.generation, h.book = g, book
+	return nil
+}
+
+// beginWitness makes a first witness, and lets it catch up. A store of epoch 1 or more has had a witness; so
+// that no crash leaves one without, the witness is there before the epoch.
+func (h *Head) beginWitness(ctx context.Context) error {
+	if h.setBack != nil {
+		return nil
+	}
+	if h.book == nil {
+		tail, err := h.store.Tail(ctx)
+		if err != nil {
+			return err
+		}
+		book, err := writeWitness(h.dir, mark{Seq: tail.Seq, Hash: tail.Hash})
+		if err != nil {
+			return err
+		}
+		h.book = book
+	}
+	if h.generation.Epoch == 0 {
+		first := generation{Epoch: 1}
+		err := h.store.Commit(ctx, store.Tx{Guards: []store.Guard{{Key: keyEpoch}}, Puts: []store.Put{put(keyEpoch, first)}})
+		if err != nil {
+			return err
+		}
+		h.generation = first
+	}
 	h.witnessed(ctx, crlRecord{})
 	return nil
 }

@@ -185,6 +185,43 @@ func TestWitnessCannotBeWritten(t *testing.T) {
 	equal(t, "certificates", s.issues(), 0)
 }
 
+// TestNoFirstWitness: without one nothing is signed.
+func TestNoFirstWitness(t *testing.T) {
+	s := siteBefore(t)
+	s.must(os.MkdirAll(filepath.Join(s.dir, witnessFile), 0o700)) // no file can be made there
+	s.open()
+	s.signs(whyStore)
+	s.without(witnessFile)
+	s.open()
+	s.signs("")
+}
+
+// siteBefore is a site whose head has never started.
+func siteBefore(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t)
+	s.must(s.store.Commit(context.Background(), store.Tx{Deletes: []string{keyEpoch}}))
+	s.without(witnessFile)
+	s.without(witnessKeyFile)
+	return s
+}
+
+func BenchmarkWitness(b *testing.B) {
+	dir := b.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "ca"), 0o700); err != nil {
+		b.Fatal(err)
+	}
+	book, err := writeWitness(dir, mark{Epoch: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := uint64(1); b.Loop(); i++ {
+		if err := book.note(mark{Epoch: 1, Seq: i}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // TestClockLeap: a clock that nothing disciplines signs nothing a day past the last record, until it is
 // synchronised or accepted.
 func TestClockLeap(t *testing.T) {
