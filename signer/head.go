@@ -115,7 +115,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	h.store = watched{cfg.Store, h}
+	h.store = witnessing{cfg.Store, h}
 	for _, load := range []func(context.Context) error{h.loadCluster, h.loadWitness, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
 		if err := load(ctx); err != nil {
 			return nil, err

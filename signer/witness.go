@@ -228,13 +228,13 @@ func (b *witnessBook) failed() error {
 	return b.err
 }
 
-// watched is a store whose commits the witness sees before anybody is told of them.
-type watched struct {
+// witnessing is a store whose commits the witness sees before anybody is told of them.
+type witnessing struct {
 	store.Store
 	head *Head
 }
 
-func (w watched) Commit(ctx context.Context, tx store.Tx) error {
+func (w witnessing) Commit(ctx context.Context, tx store.Tx) error {
 	if err := w.Store.Commit(ctx, tx); err != nil {
 		return err
 	}
