@@ -181,7 +181,7 @@ var whyRows = []whyRow{
 		"muster nodes list"},
 	{"another name's EK", []any{whyEKTaken}, saw(whyEKTaken, "the EK is bound to n1", true), "n0 asked from 192.0.2.1 at TIME and was refused: the EK is bound to n1", "muster certs list"},
 	{"another name's key", []any{whyKeyTaken}, saw(whyKeyTaken, "the key is bound to n1", true), "n0 asked from 192.0.2.1 at TIME and was refused: the key is bound to n1", "muster certs list"},
-	{"a certificate of another record", []any{whyNotOnRecord}, func(s *site, k, _ *key) {
+	{"a certificate of another record", []any{whyNotOnRecord, StateUnknown}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		cert := certificate(s.t, s.enrol(k, "n0").Cert)
 		s.putRecord(&slot{Node: "n0"})
@@ -213,7 +213,10 @@ var whyRows = []whyRow{
 		s.post(wire.PathEnroll, s.answered(k, "n0"))
 	},
 		"n0 asked from 192.0.2.1 at TIME, and this head will not sign: the head's clock is before the last record, DAY",
-		"set the head's clock"},
+		"set the head's clock; if it is right: muster clock accept"},
+	{"the head's store was set back", []any{whyRollback}, saw(whyRollback, "the store is of epoch 1, its witness has seen epoch 2", true),
+		"n0 asked from 192.0.2.1 at TIME, and this head will not sign, since its store was set back: the store is of epoch 1, its witness has seen epoch 2",
+		rollbackHint},
 	{"the head's CA", []any{whySigning}, saw(whySigning, "the CA expired on 2046-06-01", true),
 		"n0 asked from 192.0.2.1 at TIME, and the CA cannot sign: the CA expired on 2046-06-01",
 		"muster ca show"},

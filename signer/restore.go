@@ -147,7 +147,7 @@ func (r *backupReader) step() (e store.Entry, ok bool) {
 		return e, true
 	case l.Key != "":
 		r.got.Records++
-		r.err = r.count(store.Item{Key: l.Key, Value: l.Value})
+		r.err = r.count(store.Item{Key: l.Key, Value: l.Value, Revision: 1}) // 0 would be an absent one
 		if r.err == nil && r.record != nil {
 			r.err = r.record(store.Put{Key: l.Key, Value: l.Value})
 		}
