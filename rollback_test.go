@@ -287,7 +287,7 @@ func secretForms(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	forms := map[string]string{}
 	for i, line := range strings.Split(string(readFile(t, filepath.Join(dir, "ca/ca.key"))), "\n") {
-		if len(line) > 20 && !strings.HasPrefix(line, "---") {
+		if i == 1 || i == 2 { // the third line is the public half, which certificates have, too
 			forms[fmt.Sprintf("line %d of the CA's key", i)] = line[:16]
 			forms[fmt.Sprintf("line %d of the CA's key, raw", i)] = string(unbase64(t, line)[:16])
 		}
