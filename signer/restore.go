@@ -261,6 +261,9 @@ func CanRestore(ctx context.Context, dir string, from *Backup, current store.Rea
 // HasKeys says whether the state directory has the key of each CA that signs.
 func HasKeys(ctx context.Context, dir string, from *Backup, current store.Reader) bool {
 	for _, m := range newestCAs(ctx, from.cas, current).Members {
+		if m.Gone {
+			continue
+		}
 		if _, err := os.Lstat(filepath.Join(dir, "ca", m.Key)); err != nil {
 			return false
 		}
@@ -294,7 +297,7 @@ func newestCAs(ctx context.Context, restored caRecord, current store.Reader) caR
 func (rec caRecord) bundle() []byte {
 	var text []byte
 	for _, m := range rec.Members {
-		if m.Key == "" || m.Role == roleDead || m.Role == roleBurnt {
+		if m.Gone || m.Role == roleDead || m.Role == roleBurnt {
 			continue
 		}
 		root := m.Cert

@@ -285,7 +285,7 @@ func TestRestoreOverAForeignCRL(t *testing.T) {
 		t.Error("settled with a CRL of another CA")
 	}
 	// Nor may the clock be before what is restored.
-	s.write("public/"+s.ca().id()+".crl", *s.ca().crl.der.Load())
+	s.write("public/"+s.ca().id()+".crl", s.ca().crl.list.Load().Raw)
 	s.clock.move(-time.Hour)
 	if _, err := s.settleBeside(backup, s.store); !errors.Is(err, ErrClockBack) {
 		t.Errorf("with a clock that is back: got %v", err)
