@@ -189,7 +189,7 @@ func TestRotationKilled(t *testing.T) {
 				t.Errorf("the CAs are %s", is.roles())
 			}
 			keys, err := filepath.Glob(filepath.Join(h.dir, "ca/*.key"))
-			if err != nil || len(keys) != 2 {
+			if err != nil || len(keys) != 3 { // and the witness's
 				t.Errorf("the keys are %v, %v", keys, err)
 			}
 			if got := runProgram(t, "openssl", "verify", "-crl_check", "-CAfile", filepath.Join(h.dir, "public/ca.pem"),

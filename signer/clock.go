@@ -4,16 +4,37 @@ import (
 	"context"
 	"time"
 
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"muster/signer/store"
 )
 
-// synchronised asks the kernel whether something disciplines the clock (adjtimex(2), STA_UNSYNC).
+// synchronised asks the kernel whether something disciplines the clock (adjtimex(2), STA_UNSYNC). The sandbox of
+// muster.service forbids that, reading too, and there systemd says what the kernel says.
 func synchronised() bool {
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
-	return err == nil && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
+	if err != nil {
+		return timedatedSaysSo()
+	}
+	return state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
+}
+
+// timedatedSaysSo is org.freedesktop.timedate1(5), NTPSynchronized; false where nobody answers.
+func timedatedSaysSo() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	bus, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return false
+	}
+	defer bus.Close()
+	var value dbus.Variant
+	err = bus.Object("org.freedesktop.timedate1", "/org/freedesktop/timedate1").
+		CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.timedate1", "NTPSynchronized").Store(&value)
+	synchronised, ok := value.Value().(bool)
+	return err == nil && ok && synchronised
 }
 
 // ClockView is the head's clock, for `muster clock` and `muster status`.
