@@ -136,8 +136,17 @@ func known(hints []string, read func(string) (string, bool)) []string {
 	return values
 }
 
-// slot reads the record of a name.
+// slot reads the record of a node. A host's is none: whoever has proved nothing must not learn of it.
 func (h *Head) slot(ctx context.Context, name string) (store.Item, *slot, *refusal) {
+	item, s, no := h.anySlot(ctx, name)
+	if no == nil && s.Host {
+		return item, nil, refuse(wire.NotEnabled, whyUnknown, "%q is an EST client, and no node", name)
+	}
+	return item, s, no
+}
+
+// anySlot reads the record of a name.
+func (h *Head) anySlot(ctx context.Context, name string) (store.Item, *slot, *refusal) {
 	item, err := h.store.Get(ctx, prefixSlot+name)
 	if err != nil {
 		return item, nil, storeRefusal(err)

@@ -32,6 +32,8 @@ type EnableRequest struct {
 	// Life of the next certificates, and at how many percent of it left they are renewed; 0: as on record.
 	Life      time.Duration `json:"life,omitempty"`
 	RefreshAt int           `json:"refresh_at,omitempty"`
+	// Password makes an EST client of each, with a one-time password, in the place of a node.
+	Password bool `json:"password,omitempty"`
 }
 
 const changedSchema = "muster.changed/v1"
@@ -51,6 +53,8 @@ type Changed struct {
 	Removed   string    `json:"removed,omitempty"`
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
+	// Passwords of EST clients, which are nowhere else.
+	Passwords []Credential `json:"passwords,omitempty"`
 }
 
 // MaxWindow bounds how long a grant may wait: an open one is a door.
@@ -77,6 +81,14 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 	}
 	if len(names) != 1 && (req.EK != "" || len(req.DNS) > 0 || len(req.IP) > 0) {
 		return nil, adminError(KindUsage, "name one node, or leave --ek, --dns and --ip out", "--ek, --dns and --ip are for one node, not for %d", len(names))
+	}
+	if req.Password && len(names) > perTx {
+		return nil, adminError(KindUsage, "use several commands", "passwords for %d clients at once are too many: %d at most", len(names), perTx)
+	}
+	if req.All { // EST clients have a password each
+		if names, err = h.nodesOf(ctx, names); err != nil {
+			return nil, err
+		}
 	}
 	// All is looked at before anything is changed, so that a refusal changes nothing at all.
 	for _, name := range names {
@@ -117,6 +129,9 @@ func (r *EnableRequest) check() error {
 	if r.RefreshAt != 0 && (r.RefreshAt < MinRefreshAt || r.RefreshAt > MaxRefreshAt) {
 		return adminError(KindUsage, "--refresh-at 33%", "%d%% of the life left is not between %d%% and %d%%", r.RefreshAt, MinRefreshAt, MaxRefreshAt)
 	}
+	if r.Password && (r.All || r.Level != "" || r.EK != "" || r.RefreshAt != 0) {
+		return adminError(KindUsage, "muster certs enable --password -i host9", "--password is for EST clients that are named; -a, --level, --ek and --refresh-at are for nodes")
+	}
 	for _, name := range r.DNS {
 		if !inventory.IsHostName(name) {
 			return adminError(KindUsage, "", "--dns %q is not a DNS name", name)
@@ -146,6 +161,10 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 	}
 	if s.Revoked && !req.Again {
 		return nil, owner, adminError(KindPolicy, "muster certs enable --again -i "+name+" lets it enrol again, with another key", "%s is revoked", name)
+	}
+	if s.Host || req.Password {
+		_, err := h.mayBeHost(ctx, s, item, req)
+		return s, owner, err
 	}
 	ek := req.EK
 	if ek == "" {
@@ -196,7 +215,14 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if s.Revoked { // what it had has ended, and is on record as that
 		s.Revoked, s.Cert, s.Old, s.Grant = false, nil, nil, nil
 	}
-	if s.open(now) {
+	switch {
+	case req.Password: // another one each time, since nobody knows the last
+		s.Host, e.password = true, newPassword()
+		s.Grant = &grant{ID: newID(), Until: until, Level: Software, Password: e.password.hash(classHost, s.Node)}
+		if e.tx.Guards, err = h.mayBeHost(ctx, rec, item, req); err != nil {
+			return edit{}, err
+		}
+	case s.open(now):
 		e.what = extended
 		g := *s.Grant
 		if !until.After(g.Until) {
@@ -204,7 +230,7 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		}
 		g.Until = later(g.Until, until)
 		s.Grant = &g
-	} else {
+	default:
 		s.Grant = &grant{ID: newID(), Until: until, Level: wire.TOFU}
 	}
 	if req.Level != "" {
@@ -265,9 +291,10 @@ func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream
 
 // edit is the change of one record, and what to call it.
 type edit struct {
-	slot slot
-	tx   store.Tx // beside the slot itself
-	what outcome
+	slot     slot
+	tx       store.Tx // beside the slot itself
+	what     outcome
+	password Password // of an EST client that was enabled
 }
 
 // joined is tx with the edit of item.
@@ -302,6 +329,7 @@ const (
 // meanwhile is read and edited again.
 func (h *Head) change(ctx context.Context, names []string, out *stream, one func(store.Item) (edit, error)) (*Changed, error) {
 	did := map[outcome][]string{}
+	var passwords []Credential
 	for rest := names; len(rest) > 0; {
 		edits, err := h.changeChunk(ctx, rest[:min(perTx, len(rest))], one)
 		if err != nil {
@@ -309,6 +337,9 @@ func (h *Head) change(ctx context.Context, names []string, out *stream, one func
 		}
 		for _, e := range edits {
 			did[e.what] = append(did[e.what], e.slot.Node)
+			if e.password != "" {
+				passwords = append(passwords, Credential{e.slot.Node, e.password})
+			}
 		}
 		rest = rest[len(edits):]
 		done := 0
@@ -319,7 +350,9 @@ func (h *Head) change(ctx context.Context, names []string, out *stream, one func
 			out.progress(done, len(names))
 		}
 	}
-	return changed(names, did), nil
+	result := changed(names, did)
+	result.Passwords = passwords
+	return result, nil
 }
 
 // partly adds to an error what was done before it.

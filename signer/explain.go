@@ -93,6 +93,9 @@ func explainUnknown(name string, seen trace) (sentence, hint string) {
 // explain is the one sentence about a node of the record. What it was refused for last comes
 // first, then what the record says.
 func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
+	if s.Host {
+		return explainHost(s, last, now)
+	}
 	if last != nil && last.Reason != "" {
 		if sentence, hint, ok := explainRefusal(s, last, now); ok {
 			return sentence, hint

@@ -5,7 +5,8 @@
 // enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
 // and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a
 // node's first and later use of its certificate; report.go is what a node says went wrong, why.go and
-// explain.go what the administrator is told. node.go, public.go and admin.go are the three listeners. What a
+// explain.go what the administrator is told. node.go, public.go, admin.go and est.go are
+// the listeners; estenroll.go is what an EST client gets. What a
 // peer must prove is decided in package attest, what is remembered in package store.
 package signer
 
@@ -86,6 +87,8 @@ type Head struct {
 	seen       *sightings
 	refusals   *throttle
 	reports    *reportLimit
+	passwords  *passwordLimit
+	renewals   *tally // of EST clients
 	writable   probe
 
 	generation generation
@@ -99,12 +102,14 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
 		dir: cfg.Dir, passphrase: cfg.Passphrase,
 		now: cfg.Now, inSync: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
-		crlAsked: make(chan struct{}, 1),
-		answers:  ocspAnswers{of: map[certID]*ocspAnswer{}},
-		working:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
-		seen:     newSightings(),
-		refusals: &throttle{last: map[string]time.Time{}},
-		reports:  &reportLimit{},
+		crlAsked:  make(chan struct{}, 1),
+		answers:   ocspAnswers{of: map[certID]*ocspAnswer{}},
+		working:   make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		seen:      newSightings(),
+		refusals:  &throttle{last: map[string]time.Time{}},
+		reports:   &reportLimit{},
+		passwords: &passwordLimit{},
+		renewals:  &tally{},
 	}
 	if h.now == nil {
 		h.now = time.Now

@@ -56,8 +56,12 @@ func (h *Head) adminHost(ctx context.Context, req HostRequest, _ *stream) (any, 
 	}
 	c.Hosts = hosts
 	now := h.now()
+	guards, err := h.freeOfClients(ctx, req.Add)
+	if err != nil {
+		return nil, err
+	}
 	err = h.store.Commit(ctx, store.Tx{
-		Guards: []store.Guard{item.Guard()},
+		Guards: append(guards, item.Guard()),
 		Puts:   []store.Put{put(keyCluster, c)},
 		Events: []store.Event{event(now, "hosts", "", map[string]string{"hosts": strings.Join(hosts, ","), "by": byWhom(ctx)})},
 	})
@@ -82,4 +86,27 @@ func (h *Head) followHosts(ctx context.Context) error {
 		h.hosts.Store(&c.Hosts)
 	}
 	return err
+}
+
+// freeOfClients refuses names that EST clients have. A node may be a head as well.
+func (h *Head) freeOfClients(ctx context.Context, names []string) ([]store.Guard, error) {
+	var guards []store.Guard
+	for _, name := range names {
+		item, err := h.store.Get(ctx, prefixSlot+name)
+		if err != nil {
+			return nil, err
+		}
+		guards = append(guards, store.Guard{Key: prefixSlot + name, Revision: item.Revision})
+		if item.Revision == 0 {
+			continue
+		}
+		s, err := parse[slot](item)
+		if err != nil {
+			return nil, err
+		}
+		if s.Host {
+			return nil, adminError(KindPolicy, "muster certs show -i "+name, "%s is an EST client's name", name)
+		}
+	}
+	return guards, nil
 }

@@ -22,6 +22,7 @@ type NodeView struct {
 	Issued      time.Time  `json:"issued,omitzero"`
 	Expires     time.Time  `json:"expires,omitzero"`
 	WindowUntil time.Time  `json:"window_until,omitzero"`
+	Class       string     `json:"class"` // node or host
 	// Only of whole records, as in `certs show`:
 	Pinned bool     `json:"pinned,omitempty"`
 	MAC    []string `json:"mac,omitempty"`
@@ -38,7 +39,7 @@ type NodeView struct {
 }
 
 func (s *slot) view(now time.Time, whole bool) NodeView {
-	v := NodeView{Node: s.Node, State: s.state(now), EK: s.EK}
+	v := NodeView{Node: s.Node, Class: string(s.class()), State: s.state(now), EK: s.EK}
 	if s.open(now) {
 		v.WindowUntil, v.Level = s.Grant.Until, s.Grant.Level
 		if s.Pinned { // nothing less can come of it

@@ -62,9 +62,10 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// Listeners are what a head serves on. There may be none for Public and for Admin.
+// Listeners are what a head serves on. There may be none for all but Node.
 type Listeners struct {
 	Node   []net.Listener // TLS is added here
+	EST    []net.Listener // and here
 	Public []net.Listener
 	Admin  []net.Listener // unix sockets
 }
@@ -98,6 +99,11 @@ func (h *Head) Serve(ctx context.Context, on Listeners) error {
 		})
 	}
 	start(node, h.limited(on.Node), func(l net.Listener) error { return node.ServeTLS(l, "", "") })
+	if len(on.EST) > 0 {
+		est := newServer(h.ESTHandler(), h.log)
+		est.TLSConfig = h.ESTTLS()
+		start(est, h.limited(on.EST), func(l net.Listener) error { return est.ServeTLS(l, "", "") })
+	}
 	start(public, h.limited(on.Public), public.Serve)
 	start(admin, on.Admin, admin.Serve)
 	group.Go(func() error { return h.tend(ctx) })

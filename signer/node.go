@@ -39,7 +39,7 @@ func (h *Head) NodeHandler() http.Handler {
 	mux.HandleFunc("POST "+wire.PathAck, serveNode(h, h.acknowledge))
 	mux.HandleFunc("POST "+wire.PathRenewChallenge, serveNode(h, h.renewChallenge))
 	mux.HandleFunc("POST "+wire.PathRenew, serveNode(h, h.renew))
-	return onlyKnown(mux, h.log)
+	return onlyKnown(mux, h.log, notFound)
 }
 
 // NodeTLS is TLS 1.3 without session tickets. A client certificate is asked for and its key's
@@ -153,17 +153,7 @@ func readBody(r *http.Request) ([]byte, *refusal) {
 
 // refused answers with a code that says no more than the peer has earned, and remembers the reason.
 func (h *Head) refused(w http.ResponseWriter, ctx context.Context, who *peer, no *refusal) {
-	now := h.now()
-	one := sighting{At: now, Addr: who.addr, Reason: no.reason, Detail: no.detail, EK: who.ek, Proven: who.proven}
-	h.seen.note(who.node, no.reason != whyUnknown && h.isKnown(ctx, who.node), one)
-	code := no.code
-	if who.proven {
-		h.journalRefusal(ctx, who, no, now)
-	} else {
-		code = no.unproven()
-		// A stranger costs no disk write, so no line in the journal either: debug only.
-		h.log.Debug("refused", "node", who.node, "addr", who.addr, "reason", string(no.reason), "detail", no.detail)
-	}
+	code := h.remember(ctx, who, no)
 	if code == wire.Busy {
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 	}
@@ -175,6 +165,21 @@ func (h *Head) refused(w http.ResponseWriter, ctx context.Context, who *peer, no
 		text = no.detail // about form only, which the peer knows
 	}
 	writeJSON(w, code.Status(), &wire.Error{Code: code, Message: text})
+}
+
+// remember keeps the reason of a refusal, for `muster why` and after proof for the journal. It returns the code that
+// the peer has earned.
+func (h *Head) remember(ctx context.Context, who *peer, no *refusal) wire.Code {
+	now := h.now()
+	one := sighting{At: now, Addr: who.addr, Reason: no.reason, Detail: no.detail, EK: who.ek, Proven: who.proven}
+	h.seen.note(who.node, no.reason != whyUnknown && h.isKnown(ctx, who.node), one)
+	if who.proven {
+		h.journalRefusal(ctx, who, no, now)
+		return no.code
+	}
+	// A stranger costs no disk write, so no line in the journal either: debug only.
+	h.log.Debug("refused", "node", who.node, "addr", who.addr, "reason", string(no.reason), "detail", no.detail)
+	return no.unproven()
 }
 
 func (h *Head) isKnown(ctx context.Context, name string) bool {
@@ -229,17 +234,22 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(b)
 }
 
-// onlyKnown answers for paths and methods that mux does not have in the wire's own form. It takes a path
-// in one spelling only, where mux would redirect to it.
-func onlyKnown(mux *http.ServeMux, log *slog.Logger) http.Handler {
+// onlyKnown answers by unknown for paths and methods that mux does not have. It takes a path in one spelling only,
+// where mux would redirect to it.
+func onlyKnown(mux *http.ServeMux, log *slog.Logger, unknown func(http.ResponseWriter)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log.Debug("request", "method", r.Method, "path", r.URL.Path, "addr", r.RemoteAddr)
 		_, pattern := mux.Handler(r)
 		if pattern == "" || r.URL.RawQuery != "" || r.URL.ForceQuery || path.Clean(r.URL.Path) != r.URL.EscapedPath() {
 			w.Header().Set("Connection", "close")
-			writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})
+			unknown(w)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// notFound is the wire's own form.
+func notFound(w http.ResponseWriter) {
+	writeJSON(w, wire.NotFound.Status(), &wire.Error{Code: wire.NotFound, Message: message(wire.NotFound)})
 }

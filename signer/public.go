@@ -21,7 +21,7 @@ func (h *Head) PublicHandler() http.Handler {
 	mux.HandleFunc("GET /crl/{file}", h.serveCRL)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", h.serveReady)
-	others := onlyKnown(mux, h.log)
+	others := onlyKnown(mux, h.log, notFound)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if asksOCSP(r) {
 			h.log.Debug("request", "method", r.Method, "path", pathOCSP, "addr", r.RemoteAddr)

@@ -30,14 +30,18 @@ const (
 	prefixUUID   = "uuid/"     // + system UUID -> node name
 )
 
-// class is what a certificate is for. Only a node's has a slot.
+// class is what a certificate is for. Nodes and hosts have slots, so that no two of them have one name.
 type class string
 
 const (
 	classNode class = "node"
+	classHost class = "host" // an EST client, whose key may be anywhere
 	classHead class = "head"
 	classOCSP class = "ocsp" // signs OCSP answers for a CA
 )
+
+// Software is the level of a certificate that says nothing of where its key is. No grant of a node can be had at it.
+const Software wire.Level = "software"
 
 // certRecord is known of each certificate from the moment it is signed until it is long over: a serial number
 // that is not here was not signed by this cluster, or by a past of it that the store has lost.
@@ -76,9 +80,10 @@ const (
 // States are all states, in the order of a slot's life, and what has none.
 var States = []State{StateDisabled, StateOpen, StatePending, StateIssued, StateActive, StateExpired, StateRevoked, StateUnknown}
 
-// slot is the administrator's record of one node, and the only source of names (I4).
+// slot is the administrator's record of one node, or of one EST client, and the only source of names (I4).
 type slot struct {
 	Node     string   `json:"node"`
+	Host     bool     `json:"host,omitempty"`   // of class host
 	EK       string   `json:"ek,omitempty"`     // fingerprint; bound by enrolment, or pinned
 	Pinned   bool     `json:"pinned,omitempty"` // the administrator recorded EK
 	Disabled bool     `json:"disabled,omitempty"`
@@ -108,6 +113,9 @@ type grant struct {
 	Until time.Time  `json:"until"`
 	Level wire.Level `json:"level"` // at least
 	Used  bool       `json:"used,omitempty"`
+	// Of an EST client: the hash of the password, and the fingerprint of the key that the grant led to.
+	Password string `json:"password,omitempty"`
+	Key      string `json:"key,omitempty"`
 }
 
 // issued is a certificate in the record.
@@ -120,6 +128,13 @@ type issued struct {
 	Issued    time.Time  `json:"issued"`
 	NotAfter  time.Time  `json:"not_after"`
 	Activated bool       `json:"activated,omitempty"` // seen in use over mTLS
+}
+
+func (s *slot) class() class {
+	if s.Host {
+		return classHost
+	}
+	return classNode
 }
 
 func (s *slot) open(now time.Time) bool {

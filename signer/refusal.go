@@ -49,6 +49,9 @@ const (
 	whyAmbiguous   reason = "ambiguous"   // MACs and UUID lead to several names
 	whyTooSoon     reason = "too-soon"    // a node that changes its key too often
 	whyRollback    reason = "rollback"    // the store is older than its witness
+	whyPassword    reason = "password"    // an EST client's, which is wrong or none
+	whyClass       reason = "class"       // a node's certificate where an EST client's belongs, or the other way round
+	whyTooOften    reason = "too-often"   // an EST client renews again and again
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

@@ -2,10 +2,7 @@ package signer
 
 import (
 	"errors"
-	"net"
 	"net/http"
-	"net/netip"
-	"sync"
 	"time"
 
 	"muster/internal/wire"
@@ -72,42 +69,19 @@ const (
 	reportsTotal      = 4096
 )
 
-// reportLimit counts the reports of one window. It forgets them with the window, so that what it
-// holds is bounded by what it let through.
-type reportLimit struct {
-	mu    sync.Mutex
-	since time.Time
-	total int
-	from  map[netip.Prefix]int
-}
+// reportLimit counts the reports of one window.
+type reportLimit struct{ tally }
 
 // allow counts a report from remote (HOST:PORT), unless there were too many. As with connections, an
 // IPv6 /64 may be one host or a whole cluster: it may have half of all.
 func (l *reportLimit) allow(remote string, now time.Time) bool {
-	var source []netip.Prefix
-	if addr, err := netip.ParseAddrPort(remote); err == nil {
-		source = sources(net.TCPAddrFromAddrPort(addr))
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if age := now.Sub(l.since); age < 0 || age >= reportWindow {
-		l.since, l.total, l.from = now, 0, map[netip.Prefix]int{}
-	}
-	if l.total >= reportsTotal {
-		return false
-	}
-	for _, p := range source {
+	var all []quota
+	for _, p := range remoteSources(remote) {
 		most := reportsTotal / 2
 		if p.IsSingleIP() {
 			most = reportsPerAddress
 		}
-		if l.from[p] >= most {
-			return false
-		}
+		all = append(all, quota{p, most})
 	}
-	l.total++
-	for _, p := range source {
-		l.from[p]++
-	}
-	return true
+	return l.take(now, reportWindow, reportsTotal, all...)
 }

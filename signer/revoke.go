@@ -130,7 +130,7 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	if err != nil {
 		return nil, err
 	}
-	if c.Class == classNode && slotItem.Revision != 0 {
+	if (c.Class == classNode || c.Class == classHost) && slotItem.Revision != 0 {
 		done, err = h.changeOne(ctx, c.Name, func(item store.Item) (edit, error) {
 			s, err := parse[slot](item)
 			if err != nil {

@@ -92,13 +92,22 @@ func (r *ring) ended(ca *authority) *ended {
 	return e
 }
 
-// bundle is what nodes are to trust, PEM: the roots of the CAs that sign, will sign, or have certificates about.
-func (r *ring) bundle() string {
-	var text []byte
+// trusted are the roots of the CAs that sign, will sign, or have certificates about.
+func (r *ring) trusted() []*x509.Certificate {
+	var roots []*x509.Certificate
 	for _, a := range r.members {
 		if !a.gone && !a.ended() {
-			text = append(text, certificatePEM(a.root().Raw)...)
+			roots = append(roots, a.root())
 		}
+	}
+	return roots
+}
+
+// bundle is what nodes are to trust, PEM.
+func (r *ring) bundle() string {
+	var text []byte
+	for _, root := range r.trusted() {
+		text = append(text, certificatePEM(root.Raw)...)
 	}
 	return string(text)
 }

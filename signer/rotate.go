@@ -366,7 +366,8 @@ func (h *Head) lastOf(ctx context.Context, a *authority, now time.Time) (time.Ti
 	return later(use.last, now.Add(headLife)), err
 }
 
-// unacknowledged are the nodes with a good certificate that have not said that they know a CA.
+// unacknowledged are the nodes with a good certificate that have not said that they know a CA. EST clients have no
+// way to say so.
 func (h *Head) unacknowledged(ctx context.Context, a *authority, now time.Time) ([]string, error) {
 	var names []string
 	for item, err := range h.store.List(ctx, prefixSlot) {
@@ -381,7 +382,7 @@ func (h *Head) unacknowledged(ctx context.Context, a *authority, now time.Time) 
 		if err != nil {
 			return nil, err
 		}
-		if !s.Revoked && h.good(s.Cert, now) && s.Cert.CA != a.id() && s.Acked != a.id() {
+		if !s.Host && !s.Revoked && h.good(s.Cert, now) && s.Cert.CA != a.id() && s.Acked != a.id() {
 			names = append(names, s.Node)
 		}
 	}

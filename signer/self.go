@@ -41,16 +41,21 @@ func (h *Head) self(ctx context.Context, cert *x509.Certificate, who *peer) (*wi
 	}
 }
 
-// onRecord finds the certificate that the connection proved possession of, byte for byte, in the
-// record of the node that it names. It runs on every request, so an end takes effect on the next
-// one, on kept-alive connections too (I7).
+// onRecord finds the certificate that the connection proved possession of in the record of the node that it names.
 func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, now time.Time) (store.Item, *slot, *issued, *refusal) {
+	return h.onRecordOf(ctx, classNode, cert, who, now)
+}
+
+// onRecordOf finds the certificate that the connection proved possession of, byte for byte, in the
+// record that it names, which must be of a class. It runs on every request, so an end takes effect on the next
+// one, on kept-alive connections too (I7).
+func (h *Head) onRecordOf(ctx context.Context, want class, cert *x509.Certificate, who *peer, now time.Time) (store.Item, *slot, *issued, *refusal) {
 	name := cert.Subject.CommonName
 	if len(name) > maxNodeName { // anybody can show a certificate with a name that fills our memory
 		return store.Item{}, nil, nil, refuse(wire.NotEnabled, whyUnknown, "no node's name has %d characters", len(name))
 	}
 	who.node = name
-	item, s, no := h.slot(ctx, name)
+	item, s, no := h.anySlot(ctx, name)
 	if no != nil {
 		if no.reason == whyUnknown {
 			h.quarantine(ctx, cert, who, now)
@@ -63,6 +68,8 @@ func (h *Head) onRecord(ctx context.Context, cert *x509.Certificate, who *peer, 
 		}
 		who.proven, who.ek = true, s.EK
 		switch {
+		case s.class() != want:
+			return item, nil, nil, refuse(wire.Refused, whyClass, "the certificate is of class %s, and this is for class %s", s.class(), want)
 		case s.Revoked:
 			return item, nil, nil, refuse(wire.Revoked, whyRevoked, "%s is revoked", s.Node)
 		case !h.ring.Load().lives(c.CA):

@@ -34,17 +34,22 @@ func (c *issued) subject() (subject, error) {
 	return subject{c.Key, cert.PublicKey, c.Level}, nil
 }
 
-// certify makes the certificate of a node. The key has been proven, everything else comes from the record s
-// and the cluster (I4); nothing comes from the CSR.
+// certify makes the certificate of a node or host. The key has been proven, everything else comes from the record s
+// and the cluster (I4); nothing comes from the CSR. A host's claims nothing of its key, and a host that has names or
+// addresses may serve under them.
 func (h *Head) certify(ca *authority, of subject, s *slot, now time.Time) (*issued, error) {
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: s.Node, Organization: []string{h.cluster.Name}},
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		DNSNames:              s.DNS,
-		URIs:                  []*url.URL{h.spiffe("node", s.Node)},
-		Policies:              of.level.Policies(),
+		URIs:                  []*url.URL{h.spiffe(string(s.class()), s.Node)},
 		CRLDistributionPoints: []string{h.crlURL(ca)},
+	}
+	if !s.Host {
+		tmpl.Policies = of.level.Policies()
+	} else if len(s.DNS)+len(s.IP) > 0 {
+		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
 	for _, ip := range s.IP {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))

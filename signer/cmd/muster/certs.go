@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
 	"muster/internal/wire"
@@ -131,10 +132,14 @@ TPM. What --dns and --ip say goes into the next certificate that is made.
 A node renews its certificate by itself, and uses no grant for it, until disable. --life and
 --refresh-at stay on record for it.
 
+With --password the names are EST clients, which are no nodes: each gets a password, printed
+once, that is good for one certificate for one key, wherever that is.
+
 Levels: pinned, the TPM's EK is recorded with --ek; tofu, the first TPM seen in the
 window, which is trust on first use and proves no genuine TPM.`,
 		Example: `  muster certs enable -i 'n[0-99]'
-  muster certs enable -i n7 --level pinned --ek 7c1d…90ab     (on the node: muster-agent ek)`,
+  muster certs enable -i n7 --level pinned --ek 7c1d…90ab     (on the node: muster-agent ek)
+  muster certs enable -i host9 --password --dns host9.example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := which.with(args); err != nil {
 				return err
@@ -172,6 +177,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
+	f.BoolVar(&req.Password, "password", false, "let EST clients enrol, by a one-time password that is printed")
 	f.BoolVar(&req.Create, "create", false, "nodes that the inventory does not have, too (without an inventory that is the default)")
 	f.Var((*window)(&req.Life), "life", "how long the next certificates live: 12h, 30d; as on record, else 90d; never past the CA's end")
 	f.Var((*percent)(&req.RefreshAt), "refresh-at", "renew when this `part` of a certificate's life is left: 25%; as on record, else 33%")
@@ -187,6 +193,21 @@ func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
 	e.sayLists(said{"new", d.New}, said{"opened", d.Opened}, said{"extended", d.Extended}, said{"kept", d.Kept})
+	e.sayPasswords(d.Passwords)
+}
+
+// sayPasswords shows what nobody can show again.
+func (e *env) sayPasswords(all []signer.Credential) {
+	if len(all) == 0 {
+		return
+	}
+	t := table.NewWriter()
+	t.SetStyle(plain)
+	t.AppendHeader(table.Row{"NAME", "PASSWORD"})
+	for _, c := range all {
+		t.AppendRow(table.Row{c.Name, string(c.Password)})
+	}
+	e.printLines(t)
 }
 
 // window is a duration that may be in days.

@@ -37,6 +37,7 @@ type row struct {
 	Issued      *string      `json:"issued"`
 	Expires     *string      `json:"expires"`
 	WindowUntil *string      `json:"window_until"`
+	Class       string       `json:"class"`
 }
 
 // whole is a row with what only `certs show` tells.
@@ -58,7 +59,7 @@ type whole struct {
 func rowOf(v signer.NodeView) row {
 	return row{
 		v.Node, v.State, orNull(string(v.Level)), orNull(v.Serial), orNull(v.EK), orNull(v.Key),
-		orNull(stamp(v.Issued)), orNull(stamp(v.Expires)), orNull(stamp(v.WindowUntil)),
+		orNull(stamp(v.Issued)), orNull(stamp(v.Expires)), orNull(stamp(v.WindowUntil)), v.Class,
 	}
 }
 
@@ -217,9 +218,9 @@ type shape struct {
 var certsShape = shape{
 	schema: certsSchema,
 	row:    func(v signer.NodeView) any { return rowOf(v) },
-	header: []string{"node", "state", "level", "serial", "ek", "key", "issued", "expires", "window_until"},
+	header: []string{"node", "state", "level", "serial", "ek", "key", "issued", "expires", "window_until", "class"},
 	cells: func(v signer.NodeView) []string {
-		return []string{v.Node, string(v.State), string(v.Level), v.Serial, v.EK, v.Key, stamp(v.Issued), stamp(v.Expires), stamp(v.WindowUntil)}
+		return []string{v.Node, string(v.State), string(v.Level), v.Serial, v.EK, v.Key, stamp(v.Issued), stamp(v.Expires), stamp(v.WindowUntil), v.Class}
 	},
 	table: (*env).printTable,
 }
@@ -261,7 +262,7 @@ func (e *env) printNodes(nodes []signer.NodeView, format string, as shape) error
 func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "WINDOW", "TPM (EK)"}
 	if wide {
-		header = append(header, "KEY", "ISSUED")
+		header = append(header, "KEY", "ISSUED", "CLASS")
 	}
 	t := table.NewWriter()
 	t.SetStyle(plain)
@@ -272,7 +273,7 @@ func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 		counts[v.State]++
 		row := table.Row{v.Node, v.State, dash(string(v.Level)), short(v.Serial, wide), in(v.Expires, now), in(v.WindowUntil, now), short(v.EK, wide)}
 		if wide {
-			row = append(row, dash(v.Key), at(v.Issued))
+			row = append(row, dash(v.Key), at(v.Issued), v.Class)
 		}
 		t.AppendRow(row)
 	}
@@ -312,6 +313,7 @@ func (e *env) printNode(v signer.NodeView) {
 		}
 	}
 	line("node", v.Node)
+	line("class", v.Class)
 	line("state", string(v.State))
 	line("level", string(v.Level))
 	ek := v.EK

@@ -19,10 +19,10 @@ import (
 )
 
 type serveOptions struct {
-	dir, listen, public, publicURL, passphrase string
-	limits                                     signer.Limits
-	verbose                                    bool
-	explicit                                   func(flag string) bool // whether somebody set it
+	dir, listen, public, est, publicURL, passphrase string
+	limits                                          signer.Limits
+	verbose                                         bool
+	explicit                                        func(flag string) bool // whether somebody set it
 }
 
 func (e *env) serveCommand() *cobra.Command {
@@ -31,7 +31,7 @@ func (e *env) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Be the signer: serve nodes, the public listener and the admin socket",
 		Long: `serve is the daemon. It never makes a CA or a store: muster init does, once.
-Sockets may come from systemd: FileDescriptorName node, public and admin. An encrypted CA
+Sockets may come from systemd: FileDescriptorName node, public, admin and est. An encrypted CA
 key's passphrase is systemd's credential ca-passphrase, else in the file of --ca-passphrase.
 SIGHUP makes it read the configuration again; verbose, per-address and connections take
 effect, and a CRL is signed.`,
@@ -54,6 +54,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.dir, "dir", defaultDir, "state `directory`")
 	f.StringVar(&o.listen, "listen", ":8443", "`address` for nodes (HTTPS)")
 	f.StringVar(&o.public, "public", ":8080", "`address` for CRL, OCSP and health checks (HTTP); empty for none")
+	f.StringVar(&o.est, "est", "", "`address` for EST clients (HTTPS), as :8444; empty for none")
 	f.StringVar(&o.publicURL, "public-url", "", "`URL` of the public listener, as certificates name it (default: from init's first --host)")
 	f.StringVar(&o.passphrase, "ca-passphrase", "", "`file` with the passphrase of the CA's key (default: systemd's credential ca-passphrase)")
 	f.IntVar(&o.limits.PerAddress, "per-address", 0, "connections from one address at once; 0 is 256")
@@ -129,7 +130,7 @@ func (e *env) serve(ctx context.Context, o *serveOptions, again func() (*serveOp
 	if err != nil {
 		return openError(o.dir, err)
 	}
-	log.Info("serving", "version", version, "nodes", addresses(on.Node), "admin", addresses(on.Admin), "pin", head.Pin())
+	log.Info("serving", "version", version, "nodes", addresses(on.Node), "admin", addresses(on.Admin), "est", addresses(on.EST), "pin", head.Pin())
 	u := &unit{head: head, on: on, log: log, level: level, again: again}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return head.Serve(ctx, on) })

@@ -22,7 +22,7 @@ import (
 )
 
 // socketUnits are the units of the package, by FileDescriptorName.
-var socketUnits = map[string]string{"node": "muster.socket", "public": "muster-public.socket", "admin": "muster-admin.socket"}
+var socketUnits = map[string]string{"node": "muster.socket", "public": "muster-public.socket", "admin": "muster-admin.socket", "est": "muster-est.socket"}
 
 // listen takes the sockets that systemd passes, and opens the others. What systemd passes outlives the
 // daemon: connections wait in it while the daemon is restarted.
@@ -33,7 +33,7 @@ func (e *env) listen(o *serveOptions, log *slog.Logger) (on signer.Listeners, er
 	}
 	for name := range passed {
 		if socketUnits[name] == "" {
-			return on, fail(exitUsage, "FileDescriptorName= of a socket unit for muster.service is node, public or admin", "systemd passes a socket named %q", name)
+			return on, fail(exitUsage, "FileDescriptorName= of a socket unit for muster.service is node, public, admin or est", "systemd passes a socket named %q", name)
 		}
 	}
 	take := func(name, flag string, open func() (net.Listener, error)) []net.Listener {
@@ -54,6 +54,9 @@ func (e *env) listen(o *serveOptions, log *slog.Logger) (on signer.Listeners, er
 	on.Node = take("node", "listen", func() (net.Listener, error) { return listenTCP("--listen", o.listen, socketUnits["node"]) })
 	if o.public != "" || len(passed["public"]) > 0 {
 		on.Public = take("public", "public", func() (net.Listener, error) { return listenTCP("--public", o.public, socketUnits["public"]) })
+	}
+	if o.est != "" || len(passed["est"]) > 0 {
+		on.EST = take("est", "est", func() (net.Listener, error) { return listenTCP("--est", o.est, socketUnits["est"]) })
 	}
 	on.Admin = take("admin", "socket", func() (net.Listener, error) { return listenAdmin(e.socket) })
 	return on, err
