@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// knock is a request for which nothing is read and nothing signed: to it, the node listener's answer is that it
+// knock is a request for which nothing is read and nothing signed: to it, the node listener's answer, and EST's, is that it
 // wants TLS, and the admin socket's that there is no such thing.
 const knock = "GET /healthz HTTP/1.1\r\nHost: muster\r\nConnection: close\r\n\r\n"
 
@@ -25,7 +25,7 @@ const knock = "GET /healthz HTTP/1.1\r\nHost: muster\r\nConnection: close\r\n\r\
 // without storage goes on serving what can be read (I8).
 func (on Listeners) Answer(ctx context.Context, wait time.Duration) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range slices.Concat(on.Node, on.Public, on.Admin) {
+	for _, l := range slices.Concat(on.Node, on.EST, on.Public, on.Admin) {
 		group.Go(func() error { return answer(ctx, l.Addr(), wait) })
 	}
 	return group.Wait()

@@ -12,11 +12,11 @@ import (
 	"muster/signer/store"
 )
 
-// listening are listeners of all three kinds.
+// listening are listeners of all kinds.
 func listening(t *testing.T) Listeners {
 	t.Helper()
 	var on Listeners
-	for _, to := range []*[]net.Listener{&on.Node, &on.Node, &on.Public} {
+	for _, to := range []*[]net.Listener{&on.Node, &on.Node, &on.Public, &on.EST} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

@@ -84,11 +84,12 @@ func weakModulus(n *big.Int) bool {
 	}
 	a := new(big.Int).Sqrt(n)
 	for range 100 {
-		a.Add(a, big.NewInt(1))
-		b2 := rest.Sub(rest.Mul(a, a), n)
-		if b := new(big.Int).Sqrt(b2); new(big.Int).Mul(b, b).Cmp(b2) == 0 {
-			return true
+		if b2 := rest.Sub(rest.Mul(a, a), n); b2.Sign() >= 0 {
+			if b := new(big.Int).Sqrt(b2); new(big.Int).Mul(b, b).Cmp(b2) == 0 {
+				return true
+			}
 		}
+		a.Add(a, big.NewInt(1))
 	}
 	return false
 }

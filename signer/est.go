@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/smallstep/pkcs7"
 
@@ -128,20 +127,15 @@ func (h *Head) refusedEST(w http.ResponseWriter, r *http.Request, who *peer, no 
 	case no.reason == whyPassword:
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", `Basic realm="EST", charset="UTF-8"`)
+	case no.reason == whyTooOften:
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", "60")
 	case code == wire.Busy:
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter(no)))
+		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
 	case code == wire.TooLarge, code == wire.BadRequest:
 		w.Header().Set("Connection", "close")
 	}
 	writeLine(w, status, text)
-}
-
-// retryAfter is in seconds.
-func retryAfter(no *refusal) int {
-	if no.reason == whyTooOften {
-		return int(renewalWindow / time.Second)
-	}
-	return 1 + rand.IntN(5)
 }
 
 // estMessage is what a person at the client reads. It says no more than the peer has earned.

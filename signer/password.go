@@ -61,8 +61,8 @@ const (
 // passwordLimit counts wrong passwords.
 type passwordLimit struct{ tally }
 
-// try counts a password from remote (HOST:PORT) for name as a wrong one; done takes that back for a right one.
-// Each is a refusal where there were too many.
+// try counts a password from remote (HOST:PORT) for name as a wrong one, unless there were too many; right takes
+// that back.
 func (l *passwordLimit) try(remote, name string, now time.Time) (right func(), no *refusal) {
 	all := []quota{{name, passwordsPerName}}
 	for _, p := range remoteSources(remote) {
@@ -73,7 +73,7 @@ func (l *passwordLimit) try(remote, name string, now time.Time) (right func(), n
 		all = append(all, quota{p, most})
 	}
 	if !l.take(now, passwordWindow, passwordsTotal, all...) {
-		return nil, refuse(wire.Busy, whyOverload, "too many wrong passwords")
+		return nil, refuse(wire.Busy, whyTooOften, "too many wrong passwords; wait a minute")
 	}
 	return func() { l.giveBack(all...) }, nil
 }

@@ -51,7 +51,7 @@ const (
 	whyRollback    reason = "rollback"    // the store is older than its witness
 	whyPassword    reason = "password"    // an EST client's, which is wrong or none
 	whyClass       reason = "class"       // a node's certificate where an EST client's belongs, or the other way round
-	whyTooOften    reason = "too-often"   // an EST client renews again and again
+	whyTooOften    reason = "too-often"   // an EST client renews again and again, or somebody guesses its password
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

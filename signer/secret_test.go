@@ -97,13 +97,30 @@ func TestNoSecretGetsOut(t *testing.T) {
 	say(wire.PathChallenge, k.ChallengeRequest("unknown"))
 	say(wire.PathChallenge, aChip(t).nodeKey().ChallengeRequest("n0"))
 	say(wire.PathEnroll, s.answered(second, "n0"))
+	soft := softKey(t)
+	password := s.invite("host9")
+	for _, r := range []reply{
+		s.simple("host9", password[1:], pkcs10(t, soft)),
+		s.simple("nobody", password, pkcs10(t, soft)),
+		s.simple("host9", password, "!"),
+		s.simple("host9", password, pkcs10(t, soft)),
+		s.simple("host9", password, pkcs10(t, softKey(t))),
+		s.resimple(certificate(t, s.record("host9").Cert.DER), pkcs10(t, soft)),
+	} {
+		answers.Write(r.body)
+	}
+	for form, text := range forms("password", []byte(password)) {
+		secrets[form] = text
+	}
+	secrets["password, as HTTP has it"] = []byte(base64.StdEncoding.EncodeToString([]byte("host9:" + string(password))))
 	s.must(s.rotateEpoch())
 	for form, text := range s.secrets() {
 		secrets[form] = text
 	}
 	s.restart()
 	s.must(s.signCRLs(context.Background()))
-	s.Head.log.Error("as a careless hand may write it", "head", s.Head.verifier, "epochs", s.verifier.Epochs, "err", fmt.Errorf("%+v", s.verifier))
+	s.Head.log.Error("as a careless hand may write it", "head", s.Head.verifier, "epochs", s.verifier.Epochs, "err", fmt.Errorf("%+v", s.verifier),
+		"password", password, "credential", Credential{"host9", password})
 	s.must(s.Head.store.Close())
 
 	places := map[string][]byte{

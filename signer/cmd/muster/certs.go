@@ -188,7 +188,11 @@ window, which is trust on first use and proves no genuine TPM.`,
 }
 
 func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
-	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", nodes(d.Count), d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
+	who := nodes(d.Count)
+	if req.Password {
+		who = strings.Replace(who, "node", "client", 1)
+	}
+	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", who, d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
 	if req.Level != "" {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
