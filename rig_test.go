@@ -65,6 +65,7 @@ type head struct {
 	socket string
 	pin    string
 	env    []string // for serve, failpoints say
+	est    string   // address of the EST listener; empty: none
 	muster string   // the program
 	log    *logBuffer
 	serve  *exec.Cmd
@@ -154,6 +155,9 @@ func (h *head) startServe() {
 	h.log = &logBuffer{}
 	h.serve = exec.Command(h.muster, "serve", "--dir", h.dir, "--socket", h.socket, "-v",
 		"--listen", h.addr(), "--public", net.JoinHostPort(h.host, strconv.Itoa(h.port+1)))
+	if h.est != "" {
+		h.serve.Args = append(h.serve.Args, "--est", h.est)
+	}
 	h.serve.Env = append(os.Environ(), h.env...)
 	h.serve.Stderr = h.log
 	h.serve.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

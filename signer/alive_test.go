@@ -66,7 +66,7 @@ func TestAnswer(t *testing.T) {
 	}
 	for name, of := range map[string]func(*Listeners) *[]net.Listener{
 		"node": func(l *Listeners) *[]net.Listener { return &l.Node }, "public": func(l *Listeners) *[]net.Listener { return &l.Public },
-		"admin": func(l *Listeners) *[]net.Listener { return &l.Admin },
+		"admin": func(l *Listeners) *[]net.Listener { return &l.Admin }, "est": func(l *Listeners) *[]net.Listener { return &l.EST },
 	} {
 		t.Run("control: "+name+" hangs", func(t *testing.T) {
 			t.Parallel()
@@ -98,7 +98,7 @@ func (hung) Commit(ctx context.Context, _ store.Tx) error {
 // TestAnswerOfNobody: that a listener cannot be reached says nothing about the head.
 func TestAnswerOfNobody(t *testing.T) {
 	on := listening(t)
-	for _, l := range append(on.Node, on.Public[0], on.Admin[0]) {
+	for _, l := range append(on.Node, on.Public[0], on.Admin[0], on.EST[0]) {
 		l.Close()
 	}
 	if err := on.Answer(t.Context(), time.Second); err != nil {

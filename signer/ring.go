@@ -136,15 +136,17 @@ func (r *ring) sent() [][]byte {
 		if i+1 < len(r.members) {
 			before = r.members[i+1]
 		}
+		// OpenSSL takes the first that fits, so a root that it does not trust must not come before the cross-certificate
+		// that leads on.
+		if before != nil && a.cross != nil && a.role != roleBurnt {
+			der = append(der, a.cross)
+		}
 		if a.role != roleBurnt {
 			der = append(der, a.cert.Raw)
 			der = append(der, a.above()...)
 		}
 		if before == nil {
 			continue
-		}
-		if a.cross != nil && a.role != roleBurnt {
-			der = append(der, a.cross)
 		}
 		if a.back != nil && !before.ended() && !before.gone {
 			der = append(der, a.back)
