@@ -210,6 +210,31 @@ func (c *estCase) got(r result) string {
 	return strings.TrimPrefix(strings.TrimSpace(c.must("openssl", "x509", "-in", c.path("cert.pem"), "-noout", "-serial")), "serial=")
 }
 
+// estExhibits are certificates of EST clients, with names and without.
+func estExhibits(t *testing.T, h *head, dir string) []exhibit {
+	t.Helper()
+	var all []exhibit
+	for name, args := range map[string][]string{"host": nil, "host-server": {"--dns", "host.example.org", "--ip", "10.0.0.9"}} {
+		c := &estCase{t, h, t.TempDir(), name}
+		c.write("ca.pem", h.must("ca", "export"))
+		client := estClients["curl and openssl"]
+		client.key(c)
+		r := client.enroll(c, h.invite(name, args...))
+		if r.status != 0 {
+			t.Fatal(r)
+		}
+		file := filepath.Join(dir, name+".pem")
+		if err := os.WriteFile(file, []byte(r.stdout), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, exhibit{name: name, file: file, purpose: "sslclient"})
+		if args != nil {
+			all = append(all, exhibit{name: name + ", serving", file: file, purpose: "sslserver"})
+		}
+	}
+	return all
+}
+
 // TestESTCA: what strongSwan and curl fetch is what the head's nodes trust, while a CA is replaced too.
 func TestESTCA(t *testing.T) {
 	t.Parallel()

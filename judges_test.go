@@ -52,9 +52,9 @@ var judges = []judge{
 // TestJudges shows every shape of certificate and CRL that Muster makes to five independent
 // verifiers (I11), and each verifier a bad sample that it must reject.
 func TestJudges(t *testing.T) {
-	h := newHead(t)
+	h := newHead(t).withEST()
 	dir := t.TempDir()
-	exhibits := makeExhibits(t, h, dir)
+	exhibits := append(estExhibits(t, h, dir), makeExhibits(t, h, dir)...)
 	b := &bench{t: t, ca: filepath.Join(h.dir, "public/ca.pem"), crl: filepath.Join(dir, "crl.pem")}
 	bad := makeBadExhibits(t, h, dir)
 	for _, j := range judges {

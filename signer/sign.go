@@ -2,6 +2,7 @@ package signer
 
 import (
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -50,6 +51,9 @@ func (h *Head) certify(ca *authority, of subject, s *slot, now time.Time) (*issu
 		tmpl.Policies = of.level.Policies()
 	} else if len(s.DNS)+len(s.IP) > 0 {
 		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		if _, ok := of.public.(*rsa.PublicKey); ok { // NSS takes no RSA key of a server without
+			tmpl.KeyUsage |= x509.KeyUsageKeyEncipherment
+		}
 	}
 	for _, ip := range s.IP {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
