@@ -35,6 +35,7 @@ var allowed = map[string]map[string]string{
 		"github.com/rivo/uniseg":               "go-pretty's widths",
 		"github.com/coreos/go-systemd/v22":     "sd_notify, socket activation and the journal",
 		"github.com/godbus/dbus/v5":            "whether the clock is synchronised, where a sandbox forbids to ask the kernel",
+		"github.com/smallstep/pkcs7":           "the certs-only PKCS#7 of EST's answers",
 		"github.com/youmark/pkcs8":             "the CA's key, encrypted as OpenSSL does",
 		"golang.org/x/crypto":                  "OCSP's encoding; pkcs8's PBKDF2 and scrypt",
 		"go.yaml.in/yaml/v3":                   "-o yaml, and ClusterShell's groups.d",

@@ -33,8 +33,8 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	powercycle NAME      pull the plug: TPM and /run
 //	muster ARG...        exec muster ARG... --socket $SOCKET
 //	status N CMD ARG...  run `muster` as above, `exec` or any program, which must end with status N
-//	masked               in the last output, put x for the digits of hashes, 0 for those of times, and
-//	                     names for paths and ports; leave out the agent's lines about each attempt
+//	masked               in the last output, put x for the digits of hashes, X for passwords, 0 for the digits
+//	                     of times, and names for paths and ports; leave out the agent's lines about each attempt
 //	keep                 note everything that the head has on record
 //	unchanged            the record is what it was at keep
 //	beside NAME keep     note everything in a tcp TPM that is not Muster's: objects, NV, hierarchies, the lockout counter
@@ -211,6 +211,7 @@ var (
 	monthDay    = regexp.MustCompile(`\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d+\b`)
 	ports       = regexp.MustCompile(`\b(127\.0\.0\.1|localhost):\d+\b`)
 	journalHead = regexp.MustCompile(`"head":"[^"]+","seq"`)
+	passwords   = regexp.MustCompile(`\b[A-Z2-7]{26}\b`)
 	process     = regexp.MustCompile(`\buid \d+ pid \d+`)
 	machine     = regexp.MustCompile(`(signs in|firmware|0000-00-00 00:00,) (?:not synchronised; mode trust|synchronised|[0-9.]+(?:ms|s)?)`)
 	daysLeft    = regexp.MustCompile(`\bdays=89\.\d\d;`)
@@ -231,6 +232,7 @@ func (s *stage) mask(text string) string {
 	text = strings.ReplaceAll(text, s.work, "$WORK")
 	text = journalHead.ReplaceAllString(text, `"head":"HOST","seq"`)
 	text = fractions.ReplaceAllString(text, "$1")
+	text = passwords.ReplaceAllString(text, strings.Repeat("X", 26))
 	text = process.ReplaceAllString(text, "uid 0 pid 0")
 	for _, m := range masks {
 		text = m.what.ReplaceAllStringFunc(text, func(found string) string {

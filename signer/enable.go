@@ -160,7 +160,11 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		}
 	}
 	if s.Revoked && !req.Again {
-		return nil, owner, adminError(KindPolicy, "muster certs enable --again -i "+name+" lets it enrol again, with another key", "%s is revoked", name)
+		again := "muster certs enable --again -i "
+		if s.Host {
+			again = "muster certs enable --again --password -i "
+		}
+		return nil, owner, adminError(KindPolicy, again+name+" lets it enrol again, with another key", "%s is revoked", name)
 	}
 	if s.Host || req.Password {
 		_, err := h.mayBeHost(ctx, s, item, req)

@@ -529,6 +529,7 @@ func TestESTNames(t *testing.T) {
 	}
 	_, addHost := s.adminHost(t.Context(), HostRequest{Add: []string{"host9"}}, noStream())
 	before := len(s.journal())
+	_, importing := s.tryImport("name,mac\nhost9,52:54:00:00:00:01\n")
 	for what, err := range map[string]error{
 		"a node":              invite("n0"),
 		"a head":              invite("HEAD"),
@@ -537,6 +538,7 @@ func TestESTNames(t *testing.T) {
 		"a node's DNS name":   invite("new", named("n0")),
 		"a client as a node":  s.tryEnable("host9"),
 		"a client as a head":  addHost,
+		"in the inventory":    importing,
 		"a client with an EK": s.tryEnable("host9", pinned(strings.Repeat("a", 64))),
 		"with a level":        invite("new", atLevel(wire.TOFU)),
 		"all":                 invite("new", func(r *EnableRequest) { r.IDs, r.All = nil, true }),
@@ -552,12 +554,15 @@ func TestESTNames(t *testing.T) {
 	s.must(err)
 	equal(t, "all", done.(*Changed).Nodes, "n0")
 
+	s.imports("name\nn1\n")
+	s.invite("later") // it need not be in the inventory
+
 	// Two administrators at once, and the name is one or the other.
 	for i := range 20 {
 		name := fmt.Sprintf("both%d", i)
 		var asNode, asHost error
 		var wg sync.WaitGroup
-		wg.Go(func() { asNode = s.tryEnable(name) })
+		wg.Go(func() { asNode = s.tryEnable(name, func(r *EnableRequest) { r.Create = true }) })
 		wg.Go(func() { asHost = invite(name) })
 		wg.Wait()
 		equal(t, name, (asNode == nil) != (asHost == nil), true)

@@ -83,7 +83,7 @@ func (h *Head) adminImport(ctx context.Context, req ImportRequest, out *stream) 
 // mayCreate says whether enable makes records of names that have none: where somebody asks for it, or nobody has
 // imported an inventory.
 func (h *Head) mayCreate(ctx context.Context, req EnableRequest) (bool, error) {
-	if req.Create {
+	if req.Create || req.Password { // an EST client is no node
 		return true, nil
 	}
 	item, err := h.store.Get(ctx, keyInventory)
@@ -170,6 +170,9 @@ func (p *plan) edit(ctx context.Context, item store.Item, judging bool) (edit, e
 			return edit{}, err
 		}
 		e.what = altered
+	}
+	if s.Host {
+		return edit{}, p.wrong(entry, inventory.Name, adminError(KindPolicy, "give the node another name", "%s is an EST client, and no node", name))
 	}
 	e.slot = p.merged(s, entry)
 	if item.Revision != 0 && reflect.DeepEqual(*s, e.slot) {

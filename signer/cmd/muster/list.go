@@ -313,7 +313,9 @@ func (e *env) printNode(v signer.NodeView) {
 		}
 	}
 	line("node", v.Node)
-	line("class", v.Class)
+	if v.Class != "node" {
+		line("class", v.Class)
+	}
 	line("state", string(v.State))
 	line("level", string(v.Level))
 	ek := v.EK

@@ -130,7 +130,10 @@ func (e *env) serve(ctx context.Context, o *serveOptions, again func() (*serveOp
 	if err != nil {
 		return openError(o.dir, err)
 	}
-	log.Info("serving", "version", version, "nodes", addresses(on.Node), "admin", addresses(on.Admin), "est", addresses(on.EST), "pin", head.Pin())
+	log.Info("serving", "version", version, "nodes", addresses(on.Node), "admin", addresses(on.Admin), "pin", head.Pin())
+	if len(on.EST) > 0 {
+		log.Info("serving EST", "clients", addresses(on.EST))
+	}
 	u := &unit{head: head, on: on, log: log, level: level, again: again}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return head.Serve(ctx, on) })
