@@ -165,14 +165,15 @@ systemctl start muster.service
 // TestUnitsPreset: nothing is enabled by itself, and one command enables a head, or a node.
 func TestUnitsPreset(t *testing.T) {
 	newContainer(t).run(`
-enabled() { systemctl is-enabled muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service muster-agent-renew.timer || true; }
-systemctl preset muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service muster-agent-renew.timer
-expect 'disabled disabled disabled disabled disabled disabled' "$(echo $(enabled))"
+units="muster.service muster.socket muster-public.socket muster-admin.socket muster-agent.service muster-agent-renew.timer muster-est.socket"
+enabled() { systemctl is-enabled $units || true; }
+systemctl preset $units
+expect 'disabled disabled disabled disabled disabled disabled disabled' "$(echo $(enabled))"
 systemctl enable muster.service
-expect 'enabled enabled enabled enabled disabled disabled' "$(echo $(enabled))"
+expect 'enabled enabled enabled enabled disabled disabled disabled' "$(echo $(enabled))"
 systemctl disable muster.service
 systemctl enable muster-agent.service muster-agent-renew.timer
-expect 'disabled disabled disabled disabled enabled enabled' "$(echo $(enabled))"
+expect 'disabled disabled disabled disabled enabled enabled disabled' "$(echo $(enabled))"
 `)
 }
 
@@ -474,6 +475,7 @@ dropin muster-agent-renew.service <<<$'[Service]\nExecStart=\nExecStart=/usr/bin
 is muster.service ActiveState active
 is needs-certificate.service ActiveState active
 curl -fsS -o /dev/null http://10.54.0.1:8081/readyz
+curl -fsS -o /dev/null --cacert /etc/muster/ca.pem --connect-to head1.example.org::[::1]: https://head1.example.org:8444/.well-known/est/cacerts
 curl -fsS -o /dev/null --cacert /etc/muster/ca.pem --connect-to head1.example.org::[::1]: https://head1.example.org:8443/v1/bundle
 grep -q 'BEGIN ENCRYPTED' /var/lib/muster/ca/ca.key
 test ! -e /etc/credstore/muster.ca-passphrase

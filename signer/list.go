@@ -65,6 +65,9 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	return v
 }
 
+// IsNode says whether the record is a node's, and no EST client's.
+func (v NodeView) IsNode() bool { return v.Class == string(classNode) }
+
 // ListRequest is `muster certs list`, `certs show` and `nodes list`.
 type ListRequest struct {
 	IDs   []string `json:"ids,omitempty"`

@@ -313,7 +313,7 @@ func (e *env) printNode(v signer.NodeView) {
 		}
 	}
 	line("node", v.Node)
-	if v.Class != "node" {
+	if !v.IsNode() {
 		line("class", v.Class)
 	}
 	line("state", string(v.State))

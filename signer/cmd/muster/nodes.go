@@ -88,6 +88,7 @@ again. The EK is the one that you recorded; one that was taken on first use stan
 			if err != nil {
 				return err
 			}
+			nodes = slices.DeleteFunc(nodes, func(v signer.NodeView) bool { return !v.IsNode() })
 			return errors.Join(e.printNodes(nodes, format, nodesShape), damaged)
 		},
 	}
