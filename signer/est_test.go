@@ -484,7 +484,11 @@ func TestESTReenrollRefused(t *testing.T) {
 	good := enrolled("host9")
 	_, no := s.self(t.Context(), good, &peer{})
 	equal(t, "at the node's listener", no.reason, whyClass)
-	equal(t, "in a challenge", s.post(wire.PathChallenge, aStandin(t).ChallengeRequest("host9")).code(), wire.NotEnabled)
+	// Nor is its name, open or not: a TPM is no password.
+	s.invite("open")
+	for _, name := range []string{"host9", "open"} {
+		equal(t, "in a challenge", s.post(wire.PathChallenge, aStandin(t).ChallengeRequest(name)).code(), wire.NotEnabled)
+	}
 
 	turned(t, "a wrong request", s.resimple(good, "!"), http.StatusBadRequest)
 	for range renewalsOfName {
@@ -506,14 +510,21 @@ func TestESTNewGrant(t *testing.T) {
 	p := s.invite("host9")
 	given(t, s.resimple(first, pkcs10(t, softKey(t)))) // an open grant ends nothing
 	second := s.record("host9").Cert.DER
-	given(t, s.simple("host9", p, pkcs10(t, softKey(t))))
+	last := softKey(t)
+	given(t, s.simple("host9", p, pkcs10(t, last)))
 	wantListed(t, s.crlNow(), first, certificate(t, second))
+	for _, c := range []*x509.Certificate{first, certificate(t, second)} {
+		turned(t, "what ended", s.resimple(c, pkcs10(t, last)), http.StatusForbidden)
+	}
 
 	s.revoke(RevokeRequest{IDs: []string{"host9"}})
 	if _, err := s.tryInvite("host9"); err == nil {
 		t.Error("a revoked client is invited without --again")
 	}
-	given(t, s.simple("host9", s.invite("host9", again), pkcs10(t, softKey(t))))
+	p = s.invite("host9", again)
+	turned(t, "the key that was revoked", s.simple("host9", p, pkcs10(t, last)), http.StatusForbidden)
+	equal(t, "why", s.reason("host9"), whyKeyBarred)
+	given(t, s.simple("host9", p, pkcs10(t, softKey(t))))
 }
 
 // TestESTNames: no client has the name of a node or of a head, and no node or head a client's.

@@ -39,7 +39,7 @@ func (h *Head) simpleEnroll(ctx context.Context, r *http.Request, who *peer) (*i
 	if s == nil {
 		s = &slot{Node: name}
 	}
-	if !s.Grant.opens(classHost, s.Node, Password(password)) || !s.Host {
+	if !s.Grant.opens(classHost, s.Node, Password(password)) {
 		return nil, refuse(wire.NotEnabled, whyPassword, "a wrong password for %q", name)
 	}
 	right()
