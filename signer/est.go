@@ -37,10 +37,12 @@ func (h *Head) ESTHandler() http.Handler {
 	})
 }
 
-// ESTTLS is NodeTLS, and TLS 1.2 too: some EST clients speak nothing newer.
+// ESTTLS is NodeTLS, and TLS 1.2 too: some EST clients speak nothing newer. An answer is to be one record, since
+// strongSwan 5.9 reads twice and takes what has come by then for all.
 func (h *Head) ESTTLS() *tls.Config {
 	cfg := h.NodeTLS()
 	cfg.MinVersion = tls.VersionTLS12
+	cfg.DynamicRecordSizingDisabled = true
 	return cfg
 }
 

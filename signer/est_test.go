@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto"
@@ -15,6 +16,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -667,6 +669,19 @@ func TestESTListener(t *testing.T) {
 	}
 	_, resp := d.raw(t, "GET "+pathCACerts+" HTTP/1.1\r\nHost: head\r\nX: "+strings.Repeat("x", 2*maxHeader)+"\r\n\r\n")
 	equal(t, "header bomb", resp.StatusCode, http.StatusRequestHeaderFieldsTooLarge)
+
+	// A whole answer is one record of TLS, also where it is more than a packet.
+	s.rotate(RotateRequest{})
+	conn := d.dial(t, d.tls(nil, nil))
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: head\r\n\r\n", pathCACerts)
+	buffer := make([]byte, 16<<10)
+	n, err := conn.Read(buffer) // never more than a record
+	s.must(err)
+	whole, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(buffer[:n])), nil)
+	s.must(err)
+	if body, err := io.ReadAll(whole.Body); err != nil {
+		t.Errorf("a record has %d bytes of the answer, %d of its body: %v", n, len(body), err)
+	}
 
 	// By TLS 1.2 and a certificate, as old clients do it.
 	key := softKey(t)
