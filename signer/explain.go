@@ -167,6 +167,8 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return fmt.Sprintf("%s showed a certificate%s of a CA that was ended; its agent gets another by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
 	case whyKeyBarred:
 		return fmt.Sprintf("%s asked%s with a key that was revoked; an agent makes another one by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
+	case whyClass:
+		return fmt.Sprintf("%s showed its certificate%s to EST, which is not for nodes", name, from(last.Addr, last.At)), "on the node: muster-agent renew", true
 	case whyNotOnRecord:
 		return fmt.Sprintf("%s showed a certificate%s that is not on record: %s", name, from(last.Addr, last.At), last.Detail), enable, true
 	case whyForm, whyCSR, whyTooLarge:

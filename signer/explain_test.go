@@ -251,6 +251,22 @@ var whyRows = []whyRow{
 	{"NV locked", []any{wire.NVLocked}, says(wire.NVLocked),
 		reported + "its TPM's owner hierarchy has a password or is switched off, so that it fetches the certificate at each boot",
 		"nothing, if heads are in reach at its boots; else on the node: tpm2_changeauth -c owner -p PASSWORD"},
+	{"an EST client, by a wrong password", []any{whyPassword, StateOpen}, func(s *site, _, _ *key) {
+		s.invite("n0")
+		s.simple("n0", "wrong", "-")
+	}, "somebody asked to be n0 once from 192.0.2.1 at TIME, with a wrong password or none", "if it was n0: muster certs enable --password -i n0"},
+	{"an EST client, again and again", []any{whyTooOften, StateIssued}, func(s *site, _, _ *key) {
+		t := s.t.(*testing.T)
+		cert := given(t, s.simple("n0", s.invite("n0"), pkcs10(t, softKey(t))))
+		for range renewalsOfName {
+			cert = given(t, s.resimple(cert, pkcs10(t, softKey(t))))
+		}
+		s.resimple(cert, pkcs10(t, softKey(t)))
+	}, "somebody asked to be n0 once from 192.0.2.1 at TIME, and was refused: 10 certificates in an hour are enough; try again later", "look at the client's settings"},
+	{"a node asks where EST clients do", []any{whyClass}, func(s *site, k, _ *key) {
+		s.enable("n0")
+		s.resimple(certificate(s.t, s.enrol(k, "n0").Cert), "-")
+	}, "n0 showed its certificate from 192.0.2.1 at TIME to EST, which is not for nodes", "on the node: muster-agent renew"},
 }
 
 var whyMasks = []struct {

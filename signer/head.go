@@ -5,8 +5,8 @@
 // enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
 // and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a
 // node's first and later use of its certificate; report.go is what a node says went wrong, why.go and
-// explain.go what the administrator is told. node.go, public.go, admin.go and est.go are
-// the listeners; estenroll.go is what an EST client gets. What a
+// explain.go what the administrator is told. node.go, public.go, admin.go and est.go are the listeners;
+// estenroll.go is what an EST client gets. What a
 // peer must prove is decided in package attest, what is remembered in package store.
 package signer
 
