@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/binary"
@@ -309,70 +308,6 @@ func get(t *testing.T, m *testtpm.TPM, name string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// TestParseEKCertificate is what manufacturers do to a certificate in NV.
-func TestParseEKCertificate(t *testing.T) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _, err := testtpm.EKCertificate(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	header := append([]byte{0x10, 0x01, 0x00}, binary.BigEndian.AppendUint16(nil, uint16(len(cert)+2))...)
-	for name, b := range map[string][]byte{
-		"plain":       cert,
-		"0xFF padded": append(bytes.Clone(cert), bytes.Repeat([]byte{0xFF}, 300)...),
-		"0x00 padded": append(bytes.Clone(cert), make([]byte, 300)...),
-		"TCG header":  append(append(header, 0x10, 0x02), cert...),
-	} {
-		der, got, err := parseEKCertificate(b)
-		if err != nil || !bytes.Equal(der, cert) || !key.PublicKey.Equal(got) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	// An RSA key declared for OAEP; the signature, then wrong, is not what a node judges.
-	oid := []byte{0x06, 0x09, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01}
-	oaep := bytes.Replace(cert, oid, append(bytes.Clone(oid[:10]), 0x07), 1)
-	if der, got, err := parseEKCertificate(oaep); err != nil || !bytes.Equal(der, oaep) || !key.PublicKey.Equal(got) {
-		t.Errorf("OAEP: %v", err)
-	}
-	for _, b := range [][]byte{nil, {0x30}, cert[:len(cert)-1], bytes.Repeat([]byte{0xFF}, 900)} {
-		if der, got, err := parseEKCertificate(b); err == nil || der != nil || got != nil {
-			t.Errorf("%d bytes: %v", len(b), err)
-		}
-	}
-}
-
-func FuzzEKCertificate(f *testing.F) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		f.Fatal(err)
-	}
-	cert, _, err := testtpm.EKCertificate(key.Public())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(cert)
-	f.Add(append(bytes.Clone(cert), 0xFF, 0xFF))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		der, key, err := parseEKCertificate(b)
-		if err != nil {
-			if der != nil || key != nil {
-				t.Fatal("an error with a result")
-			}
-			return
-		}
-		if !bytes.Contains(b, der) {
-			t.Fatal("the certificate is not of the input")
-		}
-		again, same, err := parseEKCertificate(der)
-		if err != nil || !bytes.Equal(again, der) || !equal(key, same) {
-			t.Fatalf("not stable: %v", err)
-		}
-	})
 }
 
 // TestPEMStructure reads the file with nothing but its ASN.1.

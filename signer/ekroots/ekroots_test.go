@@ -1,0 +1,250 @@
+package ekroots
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"muster/internal/testtpm"
+)
+
+var now = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+
+func quiet(error) {}
+
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func aKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// dirOf is a directory with files: PEM where the name ends so, else DER.
+func dirOf(t testing.TB, files map[string][]byte) *Dir {
+	t.Helper()
+	d := In(t.TempDir(), quiet)
+	for name, der := range files {
+		put(t, d, name, der)
+	}
+	return d
+}
+
+func put(t testing.TB, d *Dir, name string, der []byte) {
+	t.Helper()
+	if strings.HasSuffix(name, ".pem") {
+		der = append([]byte("some text\n"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	if err := os.WriteFile(filepath.Join(d.Path(), name), der, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refused fails the test unless err says the word.
+func refused(t *testing.T, err error, word string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), word) {
+		t.Errorf("got %v, want %q", err, word)
+	}
+}
+
+// TestFixtures: the quirks of chips lead to the root, and what a forger would send does not.
+func TestFixtures(t *testing.T) {
+	const dir = "../../testdata/tpm"
+	d := In(t.TempDir(), quiet)
+	for _, name := range []string{"root.pem", "issuer.der"} {
+		if err := os.WriteFile(filepath.Join(d.Path(), name), read(t, filepath.Join(dir, name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys := map[bool]crypto.PublicKey{}
+	for isRSA, name := range map[bool]string{false: "ek-p256.pem", true: "ek-rsa.pem"} {
+		block, _ := pem.Decode(read(t, filepath.Join(dir, name)))
+		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[isRSA] = key
+	}
+	paths, err := filepath.Glob(filepath.Join(dir, "*.bin"))
+	if err != nil || len(paths) < 20 {
+		t.Fatalf("%d fixtures, %v", len(paths), err)
+	}
+	for _, path := range paths {
+		name := filepath.Base(path)
+		isRSA := strings.HasPrefix(name, "good-rsa")
+		err := d.Check([][]byte{read(t, path)}, keys[isRSA], now)
+		if good := strings.HasPrefix(name, "good-"); (err == nil) != good {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d.Check([][]byte{read(t, path)}, keys[!isRSA], now) == nil {
+			t.Errorf("%s is good for another EK", name)
+		}
+	}
+}
+
+// TestChains: each rule of the chain, by a chain that breaks it alone.
+func TestChains(t *testing.T) {
+	maker, other := testtpm.NewMaker("Chip"), testtpm.NewMaker("Chip") // the same names, other keys
+	ek, ca := aKey(t), aKey(t)
+	leaf := maker.Certify(ek.Public())
+	below := func(change func(*testtpm.Cert)) (issuer, leaf []byte) {
+		c := testtpm.Cert{Subject: "Below", Key: ca.Public(), Extensions: testtpm.CAExtensions(-1)}
+		change(&c)
+		return maker.SignCA(c), testtpm.Cert{Issuer: "Below", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ca)
+	}
+	deep := aKey(t)
+	deepIssuer := testtpm.Cert{Issuer: "Below", Subject: "Deep", Key: deep.Public(), Extensions: testtpm.CAExtensions(-1)}.Sign(ca)
+	deepLeaf := testtpm.Cert{Issuer: "Deep", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(deep)
+	selfMade := testtpm.Cert{Issuer: "Chip CA", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ek)
+
+	for _, c := range []struct {
+		name   string
+		change func(*testtpm.Cert) // of the CA between root and EK; nil: the maker's own
+		dir    map[string][]byte
+		sent   [][]byte
+		want   string // in the refusal; empty: it is good
+	}{
+		{name: "whole", dir: map[string][]byte{"root.pem": maker.Root, "ca.der": maker.Issuer}, sent: [][]byte{leaf}},
+		{name: "the node brings the CA", dir: map[string][]byte{"root.der": maker.Root}, sent: [][]byte{maker.Issuer, leaf}},
+		{name: "both makers of that name", dir: map[string][]byte{"a": other.Root, "b": other.Issuer, "c": maker.Root, "d": maker.Issuer}, sent: [][]byte{leaf}},
+		{name: "beside one that cannot be read", dir: map[string][]byte{"root.der": maker.Root, "ca.pem": maker.Issuer, "README": []byte("no certificate")}, sent: [][]byte{[]byte("x"), leaf}},
+		{name: "no directory", sent: [][]byte{leaf}, want: "no root is in"},
+		{name: "the CA alone is no root", dir: map[string][]byte{"ca.pem": maker.Issuer}, sent: [][]byte{leaf}, want: "no root is in"},
+		{name: "the node brings the root too", dir: map[string][]byte{"other.pem": other.Root}, sent: [][]byte{leaf, maker.Issuer, maker.Root}, want: "its signature is wrong"},
+		{name: "no certificate", dir: map[string][]byte{"root.pem": maker.Root}, want: "sent no certificate"},
+		{name: "another root", dir: map[string][]byte{"root.pem": other.Root, "ca.pem": other.Issuer}, sent: [][]byte{leaf}, want: "its signature is wrong"},
+		{name: "the CA is missing", dir: map[string][]byte{"root.pem": maker.Root}, sent: [][]byte{leaf}, want: `its issuer "Chip CA" is not known`},
+		{name: "another EK's", dir: map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer}, sent: [][]byte{maker.Certify(aKey(t).Public())}, want: "no certificate that it sent is of its EK"},
+		{name: "signed by itself", dir: map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer}, sent: [][]byte{selfMade}, want: "its signature is wrong"},
+		{name: "an EK plays the CA", dir: map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer},
+			sent: [][]byte{testtpm.Cert{Issuer: "id:EK", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ca),
+				maker.SignEK(testtpm.Cert{Subject: "id:EK", Key: ca.Public(), Extensions: testtpm.EKExtensions()})}, want: "may not sign others"},
+		{name: "over", dir: map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer},
+			sent: [][]byte{maker.SignEK(testtpm.Cert{Key: ek.Public(), Extensions: testtpm.EKExtensions(), NotAfter: now.Add(-time.Second)})}, want: "the certificate of its EK was over on 2026-06-01"},
+		{name: "not yet", dir: map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer},
+			sent: [][]byte{maker.SignEK(testtpm.Cert{Key: ek.Public(), Extensions: testtpm.EKExtensions(), NotBefore: now.Add(time.Hour)})}, want: "begins on"},
+		{name: "one more CA", change: func(*testtpm.Cert) {}},
+		{name: "its time is over", change: func(c *testtpm.Cert) { c.NotAfter = now.Add(-time.Hour) }, want: `issuer "Below" was over`},
+		{name: "it is no CA", change: func(c *testtpm.Cert) { c.Extensions = testtpm.EKExtensions() }, want: "may not sign others"},
+		{name: "it says nothing of a CA", change: func(c *testtpm.Cert) { c.Extensions = nil }, want: "may not sign others"},
+		{name: "it may not sign certificates", change: func(c *testtpm.Cert) { c.Extensions[1].Value = []byte{3, 2, 1, 2} }, want: "may not sign others"},
+		{name: "it is for something else", change: func(c *testtpm.Cert) {
+			c.Extensions = append(c.Extensions, testtpm.Extension{OID: testtpm.OIDExtKeyUsage, Value: testtpm.ExtKeyUsage(testtpm.OIDSubjectAltName)})
+		}, want: "something else than EKs"},
+		{name: "it limits names, critically", change: func(c *testtpm.Cert) {
+			c.Extensions = append(c.Extensions, testtpm.Extension{OID: []int{2, 5, 29, 30}, Critical: 0xFF, Value: []byte{0x30, 0}})
+		}, want: "critical extension 2.5.29.30"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.change != nil {
+				issuer, leaf := below(c.change)
+				c.dir, c.sent = map[string][]byte{"root.pem": maker.Root, "below.der": issuer}, [][]byte{leaf}
+			}
+			err := dirOf(t, c.dir).Check(c.sent, ek.Public(), now)
+			if c.want != "" {
+				refused(t, err, c.want)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+
+	for pathLen, want := range map[int]string{1: "", 0: "allows 0 CAs below it, and there are 1"} {
+		issuer, _ := below(func(c *testtpm.Cert) { c.Extensions = testtpm.CAExtensions(pathLen) })
+		err := dirOf(t, map[string][]byte{"root.pem": maker.Root, "below.der": issuer, "deep.der": deepIssuer}).Check([][]byte{deepLeaf}, ek.Public(), now)
+		if want != "" {
+			refused(t, err, want)
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestReadAgain: a file that comes, changes or goes counts from the next look on.
+func TestReadAgain(t *testing.T) {
+	maker, other := testtpm.NewMaker("One"), testtpm.NewMaker("Two")
+	ek := aKey(t)
+	leaf := [][]byte{maker.Certify(ek.Public()), maker.Issuer}
+	var told []string
+	d := In(filepath.Join(t.TempDir(), "ek-roots"), func(err error) { told = append(told, err.Error()) })
+	if err := os.Mkdir(d.Path(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, d.Check(leaf, ek.Public(), now), "no root is in")
+	put(t, d, "a.pem", maker.Root)
+	if err := d.Check(leaf, ek.Public(), now); err != nil {
+		t.Error(err)
+	}
+	put(t, d, "b.pem", other.Root)
+	put(t, d, "c.pem", []byte("nonsense"))
+	for range 3 {
+		if d.Roots() != 2 || d.Check(leaf, ek.Public(), now) != nil {
+			t.Error("a file that cannot be read keeps others from counting")
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "c.pem") {
+		t.Errorf("told %q", told)
+	}
+	if err := os.Remove(filepath.Join(d.Path(), "a.pem")); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, d.Check(leaf, ek.Public(), now), "is not known")
+}
+
+// TestWorkIsBounded: a crowd of CAs of one name costs a bounded number of signatures.
+func TestWorkIsBounded(t *testing.T) {
+	maker := testtpm.NewMaker("Chip")
+	ek := aKey(t)
+	d := dirOf(t, map[string][]byte{"root.pem": maker.Root})
+	sent := [][]byte{testtpm.Cert{Issuer: "Crowd", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(aKey(t))}
+	for range maxChecks + 1 {
+		sent = append(sent, testtpm.Cert{Issuer: "Crowd", Subject: "Crowd", Key: aKey(t).Public(), Extensions: testtpm.CAExtensions(-1)}.Sign(ek))
+	}
+	refused(t, d.Check(sent, ek.Public(), now), "too many certificates")
+}
+
+// TestWhatIsQuoted of a stranger's certificate is short, and harmless on a terminal.
+func TestWhatIsQuoted(t *testing.T) {
+	maker := testtpm.NewMaker("Chip")
+	ek := aKey(t)
+	d := dirOf(t, map[string][]byte{"root.pem": maker.Root})
+	evil := testtpm.Cert{Issuer: "\x1b[2J" + strings.Repeat("é", 200), Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ek)
+	err := d.Check([][]byte{evil}, ek.Public(), now)
+	if err == nil || len(err.Error()) > 500 || slices.ContainsFunc([]byte(err.Error()), func(b byte) bool { return b < ' ' || b > '~' }) {
+		t.Errorf("%q", err)
+	}
+}
+
+// FuzzCheck: no bytes that a node may send are good for an EK that no certificate of the maker names.
+func FuzzCheck(f *testing.F) {
+	maker := testtpm.NewMaker("Chip")
+	ek := aKey(f)
+	d := dirOf(f, map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer})
+	f.Add(maker.Certify(aKey(f).Public()), maker.Issuer)
+	f.Add(testtpm.Cert{Issuer: "Chip CA", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ek), maker.Root)
+	f.Fuzz(func(t *testing.T, one, two []byte) {
+		if d.Check([][]byte{one, two}, ek.Public(), now) == nil {
+			t.Error("it is good")
+		}
+	})
+}
