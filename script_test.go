@@ -28,8 +28,9 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	head serve DIR       serve what `muster init` made in DIR
 //	head stop|kill|start end the daemon as systemctl does, or as a power cut does; run it again
 //	head look            run it again, where it may be that it signs nothing
-//	tpm NAME [KIND...]   start a TPM: blank, p256 or manufactured; tcp for tpm2-tools. Sets $NAME, for --tpm; makes
-//	                     NAME/etc/muster/agent.toml, for --root, with the TPM, the name and the head
+//	tpm NAME [KIND...]   start a TPM: blank, p256 or manufactured; tcp for tpm2-tools. Sets $NAME, for --tpm, and
+//	                     $NAME_dir, which has its maker's certificates; makes NAME/etc/muster/agent.toml, for --root,
+//	                     with the TPM, the name and the head
 //	powercycle NAME      pull the plug: TPM and /run
 //	muster ARG...        exec muster ARG... --socket $SOCKET
 //	status N CMD ARG...  run `muster` as above, `exec` or any program, which must end with status N
@@ -145,6 +146,7 @@ func (s *stage) tpmVerb(ts *testscript.TestScript, args []string) {
 	tpm := testtpm.Start(s.t, options...)
 	s.tpms[name] = tpm
 	ts.Setenv(name, tpm.Spec())
+	ts.Setenv(name+"_dir", tpm.Dir())
 	config := fmt.Sprintf("node = %q\ntpm = %q\n", name, tpm.Spec())
 	if s.head != nil {
 		config += fmt.Sprintf("head = %q\nca = %q\n", s.head.url(), s.head.pin)

@@ -208,9 +208,13 @@ const maxRounds = 20 // of stale challenges; each one cost a head something
 
 func (e *enrollment) run(ctx context.Context) (*identity, []*x509.Certificate, error) {
 	for round := 1; ; round++ {
+		began := time.Now()
 		id, sent, err := e.round(ctx)
 		again := code(err) == wire.StaleChallenge || code(err) == wire.NotEnabled && len(e.once) == 0 ||
 			errors.Is(err, errActivate)
+		if time.Since(began) > time.Minute {
+			round = 1 // it waited for approval, with one answer until that was stale
+		}
 		if !again || round == maxRounds {
 			return id, sent, err
 		}

@@ -30,6 +30,8 @@ const (
 	AdminBackup  = "/admin/backup"
 	AdminClock   = "/admin/clock/accept"
 	AdminStatus  = "/admin/status"
+	AdminApprove = "/admin/approve"
+	AdminReplace = "/admin/replace"
 
 	AdminImport = "/admin/nodes/import"
 	AdminGroups = "/admin/nodes/groups"
@@ -120,6 +122,8 @@ func (h *Head) adminServer() *http.Server {
 	mux.HandleFunc("POST "+AdminBackup, serveAdmin(h.adminBackup))
 	mux.HandleFunc("POST "+AdminClock, serveAdmin(h.adminClockAccept))
 	mux.HandleFunc("POST "+AdminStatus, serveAdmin(h.adminStatus))
+	mux.HandleFunc("POST "+AdminApprove, serveAdmin(h.adminApprove))
+	mux.HandleFunc("POST "+AdminReplace, serveAdmin(h.adminReplace))
 	srv := newServer(mux, h.log)
 	srv.WriteTimeout = 0 // a long listing, or a change of many nodes
 	srv.ConnContext = withPeer

@@ -153,10 +153,11 @@ func TestWhy(t *testing.T) {
 
 // TestEveryReasonHasASentence for a node of the record, with a way out where there is one.
 func TestEveryReasonHasASentence(t *testing.T) {
-	s := &slot{Node: "n0", Grant: &grant{Used: true, Until: noon}, EK: "e"}
+	s := &slot{Node: "n0", Grant: &grant{Used: true, Until: noon}, EK: "e", Pending: &Candidate{EK: "p"}}
 	for _, why := range []reason{
 		whyForm, whyNotEnabled, whyWindowOver, whyDisabled, whyOtherTPM, whyOtherKey, whyEKTaken, whyKeyTaken, whyLevel,
 		whyStale, whyNotOnRecord, whyStore, whyClock, whySigning, whyOverload, whyTooLarge, whyCSR, whyExpired, whyTooSoon,
+		whyAnother, whyReplaced, whyVendor,
 	} {
 		sentence, _, ok := explainRefusal(s, &sighting{Reason: why, Addr: "10.0.0.1", At: noon, Count: 2}, noon.Add(time.Minute))
 		if !ok || !strings.Contains(sentence, "n0") || !strings.Contains(sentence, "10.0.0.1") {

@@ -32,7 +32,7 @@ func (h *Head) challenge(ctx context.Context, body []byte, who *peer) (*wire.Cha
 	if no := admissible(s, ek.Fingerprint, now); no != nil {
 		return nil, no
 	}
-	// 4. Possession of the key, then the challenge.
+	// 4. Possession of the key, what the EK's certificate proves, then the challenge.
 	done, no := h.admit(ctx)
 	if no != nil {
 		return nil, no
@@ -41,7 +41,12 @@ func (h *Head) challenge(ctx context.Context, body []byte, who *peer) (*wire.Cha
 	if err := claim.CheckCSR(); err != nil {
 		return nil, refuse(wire.BadRequest, whyCSR, "%v", err)
 	}
-	c, err := h.verifier.Challenge(claim, ek, h.terms(s, ek.Fingerprint), now)
+	ek, level, no := h.certified(claim, ek, s, now)
+	who.ek = ek.Fingerprint
+	if no != nil {
+		return nil, no
+	}
+	c, err := h.verifier.Challenge(claim, ek, h.terms(s, ek.Fingerprint, level), now)
 	if err != nil {
 		return nil, refuse(wire.BadRequest, whyForm, "%v", err)
 	}
@@ -161,16 +166,18 @@ func (h *Head) anySlot(ctx context.Context, name string) (store.Item, *slot, *re
 	return item, s, nil
 }
 
-// admissible says whether an EK may be challenged for s. A bound EK always may: what it then gets
-// depends on the record, and the truth about that is told after the proof only.
+// admissible says whether an EK may be challenged for s, but for the level. A bound EK always may: what it
+// then gets depends on the record, and the truth about that is told after the proof only.
 func admissible(s *slot, ek string, now time.Time) *refusal {
 	switch {
 	case s.EK == ek:
 		return nil
 	case s.EK != "":
 		return refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
+	case s.Replaced == ek:
+		return refuse(wire.NotEnabled, whyReplaced, "%s is to get another TPM than the EK %s", s.Node, ek)
 	}
-	return mayIssue(s, s.level(ek), now)
+	return mayIssue(s, wire.Pinned, now)
 }
 
 // mayIssue says whether the grant of s allows a new certificate at level.
@@ -190,7 +197,9 @@ func mayIssue(s *slot, level wire.Level, now time.Time) *refusal {
 	return nil
 }
 
-// terms are what the record gives an EK now. Both legs compute them, and the proof binds them.
-func (h *Head) terms(s *slot, ek string) attest.Terms {
-	return attest.Terms{Cluster: h.cluster.ID, Purpose: wire.PurposeEnroll, Grant: s.grantID(), Slot: s.Node, Level: s.level(ek)}
+// terms are what the record gives an EK now. Both legs compute them, and the proof binds them. Leg 2 takes the level
+// that was proven from the answer, since the certificates are in leg 1 only: an answer that claims another than leg 1
+// bound fits no challenge.
+func (h *Head) terms(s *slot, ek string, proven wire.Level) attest.Terms {
+	return attest.Terms{Cluster: h.cluster.ID, Purpose: wire.PurposeEnroll, Grant: s.grantID(), Slot: s.Node, Level: s.level(ek, proven)}
 }

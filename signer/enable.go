@@ -34,6 +34,9 @@ type EnableRequest struct {
 	RefreshAt int           `json:"refresh_at,omitempty"`
 	// Password makes an EST client of each, with a one-time password, in the place of a node.
 	Password bool `json:"password,omitempty"`
+	Approve  bool `json:"approve,omitempty"` // a TPM that is not on record waits for `certs approve`
+	Learn    bool `json:"learn,omitempty"`   // note EKs, and issue nothing
+	Learned  bool `json:"learned,omitempty"` // pin the EK that was learned
 }
 
 const changedSchema = "muster.changed/v1"
@@ -51,6 +54,8 @@ type Changed struct {
 	Revoked   string    `json:"revoked,omitempty"`
 	Altered   string    `json:"changed,omitempty"` // had a record, which says something else now
 	Removed   string    `json:"removed,omitempty"`
+	Approved  string    `json:"approved,omitempty"`
+	Replaced  string    `json:"replaced,omitempty"` // the TPM is to be another one
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
 	// Passwords of EST clients, which are nowhere else.
@@ -90,21 +95,30 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 			return nil, err
 		}
 	}
+	if req.Level == wire.Vendor && h.makers.Roots() == 0 {
+		return nil, adminError(KindPolicy, "put the TPM makers' root certificates there, PEM or DER", "no root is in %s, so nothing could reach level vendor", h.makers.Path())
+	}
 	// All is looked at before anything is changed, so that a refusal changes nothing at all.
+	whose := map[string]string{}
 	for _, name := range names {
 		item, err := h.store.Get(ctx, prefixSlot+name)
 		if err != nil {
 			return nil, err
 		}
-		if _, _, err := h.mayEnable(ctx, item, req); err != nil {
+		_, owner, err := h.mayEnable(ctx, item, req)
+		if err != nil {
 			return nil, err
 		}
+		if other, twice := whose[owner.Key]; twice && owner.Key != "" {
+			return nil, adminError(KindPolicy, "muster certs show -i "+name, "one TPM, with the EK %s, was learned for %s and for %s", owner.Key[len(prefixEK):], other, name)
+		}
+		whose[owner.Key] = name
 	}
 	now := h.now()
 	var last time.Time
 	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		e, err := h.enable(ctx, item, req, now)
-		if err == nil {
+		if err == nil && e.what != unchanged {
 			last = later(last, e.slot.Grant.Until)
 		}
 		return e, err
@@ -114,14 +128,20 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 }
 
 func (r *EnableRequest) check() error {
-	if r.For <= 0 || r.For > MaxWindow {
-		return adminError(KindUsage, "muster certs enable --for 1h …", "a window of %v is not between 0 and %d days", r.For, int(MaxWindow.Hours()/24))
+	if err := checkWindow(r.For); err != nil {
+		return err
 	}
-	if r.Level != "" && r.Level != wire.TOFU && r.Level != wire.Pinned {
-		return adminError(KindUsage, "--level tofu or --level pinned", "level %q is not one that this head can prove", r.Level)
+	if r.Level != "" && r.Level.Rank() == 0 {
+		return adminError(KindUsage, "--level tofu, --level vendor or --level pinned", "level %q is not one that this head can prove", r.Level)
 	}
 	if r.EK != "" && !isFingerprint(r.EK) {
-		return adminError(KindUsage, "on the node: muster-agent ek", "EK %q is not a SHA-256 in lower-case hex", r.EK)
+		return notFingerprint(r.EK)
+	}
+	if r.Password && (r.Approve || r.Learn || r.Learned) {
+		return adminError(KindUsage, "leave --password out, or the other", "--approve, --learn and --learned are for TPMs, and --password for who has none")
+	}
+	if r.Learn && (r.Approve || r.Learned || r.EK != "" || r.Level == wire.Pinned) || r.Learned && r.EK != "" {
+		return adminError(KindUsage, "first --learn; later --learned", "--learn is for EKs that are not known yet; --learned and --ek each name one")
 	}
 	if r.Life != 0 && (r.Life < MinLife || r.Life > MaxLife) {
 		return adminError(KindUsage, "--life 30d", "a life of %v is not between %v and %d days", r.Life, MinLife, int(MaxLife.Hours()/24))
@@ -143,6 +163,17 @@ func (r *EnableRequest) check() error {
 		}
 	}
 	return nil
+}
+
+func checkWindow(d time.Duration) error {
+	if d <= 0 || d > MaxWindow {
+		return adminError(KindUsage, "muster certs enable --for 1h …", "a window of %v is not between 0 and %d days", d, int(MaxWindow.Hours()/24))
+	}
+	return nil
+}
+
+func notFingerprint(ek string) error {
+	return adminError(KindUsage, "on the node: muster-agent ek", "EK %q is not a SHA-256 in lower-case hex", ek)
 }
 
 func isFingerprint(s string) bool {
@@ -171,20 +202,26 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		return s, owner, err
 	}
 	ek := req.EK
-	if ek == "" {
-		ek = s.EK
+	if req.Learned {
+		if s.Learned == nil {
+			return nil, owner, adminError(KindPolicy, "muster certs enable --learn -i "+name+", and boot it", "no EK of %s was learned", name)
+		}
+		ek = s.Learned.EK
 	}
-	if req.Level == wire.Pinned && !(s.Pinned && s.EK == ek) && req.EK == "" {
+	if req.Level == wire.Pinned && !s.Pinned && ek == "" {
 		hint, known := "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --ek SHA256", ""
+		if s.Learned != nil {
+			hint, known = "if that is the right one: muster certs enable --learned -i "+name, "; one was learned"
+		}
 		if s.EK != "" {
 			hint, known = "if that TPM is the right one: muster certs enable -i "+name+" --ek "+s.EK, "; the one that it has was taken on first use"
 		}
 		return nil, owner, adminError(KindPolicy, hint, "no EK of %s was recorded by you, so nothing could reach level pinned%s", name, known)
 	}
-	if req.EK == "" {
+	if ek == "" {
 		return s, owner, nil
 	}
-	owner, err = h.mayPin(ctx, s, req.EK)
+	owner, err = h.mayPin(ctx, s, ek)
 	return s, owner, err
 }
 
@@ -192,16 +229,18 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 // the EK is.
 func (h *Head) mayPin(ctx context.Context, s *slot, ek string) (owner store.Item, err error) {
 	if s.EK != "" && s.EK != ek {
-		return owner, adminError(KindPolicy, "muster certs show -i "+s.Node, "%s is bound to another EK, %s", s.Node, s.EK)
+		return owner, adminError(KindPolicy, "if its board was changed: muster certs replace -i "+s.Node+" --ek "+ek, "%s is bound to another EK, %s", s.Node, s.EK)
 	}
-	owner, err = h.store.Get(ctx, prefixEK+ek)
-	if err != nil {
-		return owner, err
+	return h.owned(ctx, ek, s.Node)
+}
+
+// owned returns the item that says whose an EK is. It must be free, or name's.
+func (h *Head) owned(ctx context.Context, ek, name string) (store.Item, error) {
+	owner, err := h.store.Get(ctx, prefixEK+ek)
+	if err == nil && owner.Revision != 0 && string(owner.Value) != name {
+		err = adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, name)
 	}
-	if owner.Revision != 0 && string(owner.Value) != s.Node {
-		return owner, adminError(KindPolicy, "muster certs show -i "+string(owner.Value), "the EK is bound to %s, not to %s", owner.Value, s.Node)
-	}
-	return owner, nil
+	return owner, err
 }
 
 // enable opens a grant in the record of one node, or extends the one that is open. The request is
@@ -216,6 +255,10 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		e.what = opened
 	}
 	s, until := &e.slot, now.Add(req.For).UTC()
+	if req.Learn && s.EK != "" {
+		e.what = unchanged // there is nothing to learn
+		return e, nil
+	}
 	if s.Revoked { // what it had has ended, and is on record as that
 		s.Revoked, s.Cert, s.Old, s.Grant = false, nil, nil, nil
 	}
@@ -226,7 +269,7 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		if e.tx.Guards, err = h.mayBeHost(ctx, rec, item, req); err != nil {
 			return edit{}, err
 		}
-	case s.open(now):
+	case s.open(now) && s.Grant.Learn == req.Learn:
 		e.what = extended
 		g := *s.Grant
 		if !until.After(g.Until) {
@@ -235,11 +278,13 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		g.Until = later(g.Until, until)
 		s.Grant = &g
 	default:
-		s.Grant = &grant{ID: newID(), Until: until, Level: wire.TOFU}
+		s.Grant = &grant{ID: newID(), Until: until, Level: wire.TOFU, Learn: req.Learn}
+		s.Pending = nil
 	}
 	if req.Level != "" {
 		s.Grant.Level = req.Level
 	}
+	s.Grant.Approve = s.Grant.Approve || req.Approve
 	s.Disabled = false
 	if len(req.DNS) > 0 {
 		s.DNS = req.DNS
@@ -254,9 +299,9 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	if req.RefreshAt != 0 {
 		s.RefreshAt, fields["refresh_at"] = req.RefreshAt, strconv.Itoa(req.RefreshAt)+"%"
 	}
-	if req.EK != "" {
-		s.EK, s.Pinned = req.EK, true
-		fields["ek"] = req.EK
+	if owner.Key != "" {
+		s.take(owner.Key[len(prefixEK):], true)
+		fields["ek"] = s.EK
 		e.tx.Guards = append(e.tx.Guards, owner.Guard())
 		e.tx.Puts = append(e.tx.Puts, store.Put{Key: owner.Key, Value: []byte(s.Node)})
 	}
@@ -287,7 +332,7 @@ func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream
 			e.what = unchanged
 			return e, nil
 		}
-		e.slot.Disabled = true
+		e.slot.Disabled, e.slot.Pending = true, nil
 		e.tx.Events = []store.Event{event(now, "disable", s.Node, map[string]string{"by": byWhom(ctx)})}
 		return e, nil
 	})
@@ -327,6 +372,8 @@ const (
 	revoked
 	altered
 	removed
+	approved
+	replaced
 )
 
 // change edits the records of names, some in each transaction. A record that somebody else changes
@@ -411,7 +458,8 @@ func changed(names []string, did map[outcome][]string) *Changed {
 	return &Changed{
 		Schema: changedSchema, Nodes: fold(names), Count: len(names),
 		New: fold(did[madeNew]), Opened: fold(did[opened]), Extended: fold(did[extended]), Kept: fold(did[kept]),
-		Closed: fold(did[closed]), Revoked: fold(did[revoked]), Altered: fold(did[altered]), Removed: fold(did[removed]), Unchanged: fold(did[unchanged]),
+		Closed: fold(did[closed]), Revoked: fold(did[revoked]), Altered: fold(did[altered]), Removed: fold(did[removed]),
+		Approved: fold(did[approved]), Replaced: fold(did[replaced]), Unchanged: fold(did[unchanged]),
 	}
 }
 

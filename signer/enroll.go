@@ -27,7 +27,7 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 	if no != nil {
 		return nil, no
 	}
-	at, err := h.verifier.Verify(answer, h.terms(s, answer.EK.Fingerprint), now)
+	at, err := h.verifier.Verify(answer, h.terms(s, answer.EK.Fingerprint, answer.Level), now)
 	if err != nil {
 		return nil, refuse(wire.StaleChallenge, whyStale, "%v", err)
 	}
@@ -40,7 +40,7 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 		}
 	}
 	for {
-		cert, no := h.settle(ctx, at, item, s, bound, now)
+		cert, no := h.settle(ctx, at, item, s, bound, who, now)
 		if no == nil {
 			failpoint("reply")
 			return h.enrolled(cert, now), nil
@@ -59,7 +59,7 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 		if bound, no = h.bindings(ctx, at); no != nil {
 			return nil, no
 		}
-		if s.grantID() != at.Grant() || s.level(at.EK()) != at.Level() {
+		if s.grantID() != at.Grant() || s.level(at.EK(), at.Level()) != at.Level() {
 			return nil, refuse(wire.StaleChallenge, whyStale, "the grant of %s changed meanwhile", s.Node)
 		}
 	}
@@ -67,7 +67,7 @@ func (h *Head) enroll(ctx context.Context, body []byte, who *peer) (*wire.Enroll
 
 // settle gives the stored certificate to the key that it was made for, or makes one.
 // bound is where the bindings of EK and key stand, or are believed to.
-func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, now time.Time) (*issued, *refusal) {
+func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, who *peer, now time.Time) (*issued, *refusal) {
 	stored, over, no := h.decide(at, s, now)
 	if stored != nil || no != nil {
 		return stored, no
@@ -76,7 +76,14 @@ func (h *Head) settle(ctx context.Context, at *attest.Attested, item store.Item,
 		return nil, no
 	}
 	if over != nil {
-		return h.renewal(ctx, renewal{of: over, key: attested(at), ek: at.EK(), how: "over", bound: &bound}, item, s, now)
+		key := attested(at)
+		if before := s.level(at.EK(), over.Level); before.Rank() > key.level.Rank() {
+			key.level = before // as in renewTerms
+		}
+		return h.renewal(ctx, renewal{of: over, key: key, ek: at.EK(), how: "over", bound: &bound}, item, s, now)
+	}
+	if s.holds() {
+		return nil, h.hold(ctx, at, item, s, bound, who, now)
 	}
 	if no := h.maySign(now); no != nil {
 		return nil, no
@@ -119,6 +126,9 @@ func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (stored, over
 	}
 	if s.EK != "" && s.EK != at.EK() {
 		return nil, nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
+	}
+	if s.EK == "" && s.Replaced == at.EK() {
+		return nil, nil, refuse(wire.NotEnabled, whyReplaced, "%s is to get another TPM than the EK %s", s.Node, at.EK())
 	}
 	no = mayIssue(s, at.Level(), now)
 	for _, c := range []*issued{s.Cert, s.Old} {
@@ -186,7 +196,7 @@ func (s *slot) with(cert *issued, ek string) *slot {
 	next, g := s.replaced(cert), *s.Grant
 	g.Used = true
 	next.Grant = &g
-	next.EK = ek
+	next.take(ek, s.Pinned)
 	return next
 }
 

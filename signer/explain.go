@@ -114,12 +114,27 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 	case StateExpired:
 		return fmt.Sprintf("the certificate of %s was over on %s; it gets another when it asks with the same TPM and key", name, day(s.Cert.NotAfter)),
 			"boot the node; on it: muster-agent run"
+	case StatePending:
+		return explainPending(s)
 	case StateOpen:
+		if s.Learned != nil && s.Grant.Learn {
+			return explainLearned(s)
+		}
 		asked := "has not asked since this head started"
 		if last != nil {
 			asked = "has not asked since; it last did" + from(last.Addr, last.At)
 		}
-		return fmt.Sprintf("%s may enrol until %s, and %s", name, day(s.Grant.Until), asked), "boot the node; on it: muster-agent doctor"
+		may := "may enrol"
+		switch {
+		case s.Grant.Learn:
+			may = "may show its TPM"
+		case s.holds():
+			may = "may ask for your approval"
+		}
+		return fmt.Sprintf("%s %s until %s, and %s", name, may, day(s.Grant.Until), asked), "boot the node; on it: muster-agent doctor"
+	}
+	if s.Learned != nil && !s.Disabled {
+		return explainLearned(s)
 	}
 	if s.Disabled {
 		return name + " was disabled", "muster certs enable -i " + name
@@ -128,6 +143,19 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 		return fmt.Sprintf("the window of %s was over on %s, and it had not asked", name, day(s.Grant.Until)), "muster certs enable -i " + name
 	}
 	return name + " is not enabled", "muster certs enable -i " + name
+}
+
+// explainPending names the TPM, so that nobody approves another than he means.
+func explainPending(s *slot) (sentence, hint string) {
+	p, name := s.Pending, s.Node
+	return fmt.Sprintf("%s waits for approval: a TPM with the EK %s proved itself from %s on %s, level %s", name, p.EK, p.Addr, day(p.Since), p.Level),
+		"if muster-agent ek on the node prints that EK: muster certs approve -i " + name + "; if not: muster certs approve -i " + name + " --ek SHA256"
+}
+
+func explainLearned(s *slot) (sentence, hint string) {
+	l, name := s.Learned, s.Node
+	return fmt.Sprintf("the EK %s was learned for %s from %s on %s, level %s", l.EK, name, l.Addr, day(l.Since), l.Level),
+		"if it is the right one: muster certs enable --learned -i " + name
 }
 
 // explainRefusal has a sentence for each reason that can stand for a node of the record; ok is
@@ -147,9 +175,27 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 	case whyLevel:
 		return fmt.Sprintf("%s asked%s with the EK %s, which is not recorded, and the grant asks for more", name, from(last.Addr, last.At), last.EK),
 			enable + " --level pinned --ek " + last.EK, true
+	case whyPending, whyLearned:
+		return "", "", false // the record says so
+	case whyAnother:
+		first, what := s.Pending, "waits"
+		if first == nil {
+			first, what = s.Learned, "was learned"
+		}
+		if first == nil {
+			return "", "", false
+		}
+		return fmt.Sprintf("two TPMs ask to be %s: the EK %s %s, and the EK %s asked %s%s", name, first.EK, what, last.EK, times(last.Count), from(last.Addr, last.At)),
+			"the right one is what muster-agent ek prints on the node: " + choose(s) + " --ek SHA256", true
+	case whyReplaced:
+		return fmt.Sprintf("the board that was taken out of %s (EK %s) asked %s%s", name, last.EK, times(last.Count), from(last.Addr, last.At)),
+			"if it is the right one after all: " + enable + " --ek " + last.EK, true
+	case whyVendor:
+		return fmt.Sprintf("%s asked%s with the EK %s, and its maker does not vouch for it: %s", name, from(last.Addr, last.At), last.EK, last.Detail),
+			"the makers' certificates belong into ek-roots/ in the state directory; or name the EK: " + enable + " --ek " + last.EK, true
 	case whyOtherTPM:
 		return fmt.Sprintf("another TPM (EK %s) asked %s%s, to be %s, which is bound to the EK %s",
-			last.EK, times(last.Count), from(last.Addr, last.At), name, s.EK), "muster certs show -i " + name, true
+			last.EK, times(last.Count), from(last.Addr, last.At), name, s.EK), "if its board was changed: muster certs replace -i " + name, true
 	case whyOtherKey:
 		if s.open(now) {
 			return "", "", false
@@ -233,6 +279,14 @@ func explainTrouble(code wire.Trouble) (says, hint string) {
 			"nothing, if heads are in reach at its boots; else on the node: tpm2_changeauth -c owner -p PASSWORD"
 	}
 	return "it has no usable TPM: the TPM fails", "on the node: muster-agent doctor; power it off completely, update the TPM's firmware or replace it"
+}
+
+// choose is the command that names the right one of several TPMs.
+func choose(s *slot) string {
+	if s.holds() && s.Grant.Approve {
+		return "muster certs approve -i " + s.Node
+	}
+	return "muster certs enable -i " + s.Node
 }
 
 func from(addr string, at time.Time) string {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"muster/internal/testtpm"
 	"muster/internal/wire"
 )
 
@@ -30,7 +31,7 @@ type whyRow struct {
 }
 
 // whyLater are constants that nothing leads to yet. Who gives them a meaning gives them a row.
-var whyLater = []any{StatePending}
+var whyLater = []any{}
 
 // saw is for what a test cannot bring about at the head: the sighting is what a request would leave.
 func saw(why reason, detail string, proven bool) func(*site, *key, *key) {
@@ -148,7 +149,61 @@ var whyRows = []whyRow{
 		s.post(wire.PathChallenge, stranger.ChallengeRequest("n0"))
 	},
 		"another TPM (EK OTHER) asked once from 192.0.2.1 at TIME, to be n0, which is bound to the EK EK",
-		"muster certs show -i n0"},
+		"if its board was changed: muster certs replace -i n0"},
+	{"a board that was changed", []any{whyReplaced}, func(s *site, k, _ *key) {
+		s.enable("n0")
+		s.enrol(k, "n0")
+		s.must(s.replaceBoard("n0"))
+		s.post(wire.PathChallenge, k.chip.nodeKey().ChallengeRequest("n0"))
+	},
+		"the board that was taken out of n0 (EK EK) asked once from 192.0.2.1 at TIME",
+		"if it is the right one after all: muster certs enable -i n0 --ek EK"},
+	{"may ask for approval", []any{StateOpen}, func(s *site, _, _ *key) { s.enable("n0", withApproval) },
+		"n0 may ask for your approval until DAY, and has not asked since this head started",
+		"boot the node; on it: muster-agent doctor"},
+	{"waits for approval", []any{whyPending, StatePending}, func(s *site, k, _ *key) {
+		s.enable("n0", withApproval)
+		s.post(wire.PathEnroll, s.answered(k, "n0"))
+	},
+		"n0 waits for approval: a TPM with the EK EK proved itself from 192.0.2.1 on DAY, level tofu",
+		"if muster-agent ek on the node prints that EK: muster certs approve -i n0; if not: muster certs approve -i n0 --ek SHA256"},
+	{"two wait for approval", []any{whyAnother, StatePending}, func(s *site, k, stranger *key) {
+		s.enable("n0", withApproval)
+		s.post(wire.PathEnroll, s.answered(stranger, "n0"))
+		s.post(wire.PathEnroll, s.answered(k, "n0"))
+	},
+		"two TPMs ask to be n0: the EK OTHER waits, and the EK EK asked once from 192.0.2.1 at TIME",
+		"the right one is what muster-agent ek prints on the node: muster certs approve -i n0 --ek SHA256"},
+	{"may show its TPM", []any{StateOpen}, func(s *site, _, _ *key) { s.enable("n0", learning) },
+		"n0 may show its TPM until DAY, and has not asked since this head started",
+		"boot the node; on it: muster-agent doctor"},
+	{"learned", []any{whyLearned}, func(s *site, k, _ *key) {
+		s.enable("n0", learning)
+		s.post(wire.PathEnroll, s.answered(k, "n0"))
+	},
+		"the EK EK was learned for n0 from 192.0.2.1 on DAY, level tofu",
+		"if it is the right one: muster certs enable --learned -i n0"},
+	{"learned, and another one", []any{whyAnother}, func(s *site, k, stranger *key) {
+		s.enable("n0", learning)
+		s.post(wire.PathEnroll, s.answered(k, "n0"))
+		s.post(wire.PathEnroll, s.answered(stranger, "n0"))
+	},
+		"two TPMs ask to be n0: the EK EK was learned, and the EK OTHER asked once from 192.0.2.1 at TIME",
+		"the right one is what muster-agent ek prints on the node: muster certs enable -i n0 --ek SHA256"},
+	{"its maker is not known", []any{whyVendor}, func(s *site, k, _ *key) {
+		s.makerOf("Chip")
+		s.enable("n0", atLevel(wire.Vendor))
+		s.post(wire.PathChallenge, vouchedBy(testtpm.NewMaker("Other"), k).ChallengeRequest("n0"))
+	},
+		"n0 asked from 192.0.2.1 at TIME with the EK EK, and its maker does not vouch for it: its issuer \"Other CA\" is not known",
+		"the makers' certificates belong into ek-roots/ in the state directory; or name the EK: muster certs enable -i n0 --ek EK"},
+	{"no certificate of its EK", []any{whyVendor}, func(s *site, k, _ *key) {
+		s.makerOf("Chip")
+		s.enable("n0", atLevel(wire.Vendor))
+		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
+	},
+		"n0 asked from 192.0.2.1 at TIME with the EK EK, and its maker does not vouch for it: it sent no certificate of its EK",
+		"the makers' certificates belong into ek-roots/ in the state directory; or name the EK: muster certs enable -i n0 --ek EK"},
 	{"TPM cleared", []any{whyOtherKey}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		use(s.Head, certificate(s.t, s.enrol(k, "n0").Cert))

@@ -2,12 +2,14 @@
 // remembers it.
 //
 // The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
-// enroll.go leg 2 with the one transaction that claims the grant and stores the certificate; sign.go
-// and ca.go make certificates, crl.go the revocation list, ocsp.go the answers of OCSP; self.go is a
-// node's first and later use of its certificate; report.go is what a node says went wrong, why.go and
-// explain.go what the administrator is told. node.go, public.go, admin.go and est.go are the listeners;
-// estenroll.go is what an EST client gets. What a
-// peer must prove is decided in package attest, what is remembered in package store.
+// with what an EK's certificates prove in certified.go, enroll.go leg 2 with the one transaction that
+// claims the grant and stores the certificate; approve.go is who waits for the administrator,
+// replace.go a board that was changed; sign.go and ca.go make certificates, crl.go the revocation
+// list, ocsp.go the answers of OCSP; self.go is a node's first and later use of its certificate;
+// report.go is what a node says went wrong, why.go and explain.go what the administrator is told.
+// node.go, public.go, admin.go and est.go are the listeners; estenroll.go is what an EST client gets.
+// What a peer must prove is decided in package attest, what a TPM's maker vouches for in package
+// ekroots, what is remembered in package store.
 package signer
 
 import (
@@ -37,6 +39,7 @@ import (
 	"muster/internal/journal"
 	"muster/internal/wire"
 	"muster/signer/attest"
+	"muster/signer/ekroots"
 	"muster/signer/store"
 )
 
@@ -89,6 +92,7 @@ type Head struct {
 	reports    *reportLimit
 	passwords  *passwordLimit
 	renewals   *tally // of EST clients
+	makers     *ekroots.Dir
 	writable   probe
 
 	generation generation
@@ -121,6 +125,9 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		h.log = slog.New(slog.DiscardHandler)
 	}
 	h.store = witnessing{cfg.Store, h}
+	h.makers = ekroots.In(filepath.Join(cfg.Dir, "ek-roots"), func(err error) {
+		h.try("a certificate of a TPM's maker is not read", err)
+	})
 	for _, load := range []func(context.Context) error{h.loadCluster, h.loadWitness, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
 		if err := load(ctx); err != nil {
 			return nil, err

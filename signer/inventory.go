@@ -247,7 +247,7 @@ func (p *plan) merged(s *slot, e *inventory.Entry) slot {
 			next.IP = e.IP
 		case inventory.EK:
 			if e.EK != "" {
-				next.EK, next.Pinned = e.EK, true
+				next.take(e.EK, true)
 			}
 		case inventory.InGroups:
 			groups := slices.Clone(e.Groups)

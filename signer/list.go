@@ -36,6 +36,9 @@ type NodeView struct {
 	RenewAt   time.Time     `json:"renew_at,omitzero"`
 	Life      time.Duration `json:"life,omitempty"`       // of the next certificate
 	RefreshAt int           `json:"refresh_at,omitempty"` // percent of it left
+	// Also in a listing of those that wait:
+	Pending *Candidate `json:"pending,omitempty"` // waits for approval
+	Learned *Candidate `json:"learned,omitempty"` // was seen by `enable --learn`
 }
 
 func (s *slot) view(now time.Time, whole bool) NodeView {
@@ -50,7 +53,14 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 		v.Serial, v.Key, v.Level = c.Serial, c.Key, c.Level
 		v.Issued, v.Expires = c.Issued.Truncate(time.Second), c.NotAfter
 	}
+	for _, c := range []*Candidate{s.Learned, s.Pending} {
+		if c != nil && s.EK == "" {
+			v.EK, v.Level = c.EK, c.Level
+		}
+	}
+	v.Pending = s.Pending
 	if whole {
+		v.Learned = s.Learned
 		v.Pinned, v.DNS, v.IP = s.Pinned, s.DNS, s.IP
 		v.MAC, v.UUID, v.Groups = s.MAC, s.UUID, s.Groups
 		v.Life, v.RefreshAt = s.life(), s.refreshAt()

@@ -189,7 +189,7 @@ func (h *Head) isKnown(ctx context.Context, name string) bool {
 
 // journalRefusal records a refusal after proof, at most one a minute for each name and reason.
 func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now time.Time) {
-	if no.reason == whyStore || !h.refusals.allow(who.node+"/"+string(no.reason), now) {
+	if no.reason == whyStore || no.reason == whyPending || no.reason == whyLearned || !h.refusals.allow(who.node+"/"+string(no.reason), now) {
 		return
 	}
 	ev := event(now, "refuse", who.node, map[string]string{"reason": string(no.reason), "detail": no.detail, "ek": who.ek, "addr": who.addr})

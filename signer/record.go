@@ -105,6 +105,10 @@ type slot struct {
 	MAC    []string `json:"mac,omitempty"`
 	UUID   string   `json:"uuid,omitempty"`
 	Groups []string `json:"groups,omitempty"`
+	// Pending and Learned are TPMs that proved themselves and got nothing for it; see approve.go.
+	Pending  *Candidate `json:"pending,omitempty"`
+	Learned  *Candidate `json:"learned,omitempty"`
+	Replaced string     `json:"replaced,omitempty"` // EK of the board that was taken out: another name may have it, not this one
 }
 
 // grant is one `certs enable`: it leads to certificates for at most one key (I1).
@@ -116,6 +120,10 @@ type grant struct {
 	// Of an EST client: the hash of the password, and the fingerprint of the key that the grant led to.
 	Password string `json:"password,omitempty"`
 	Key      string `json:"key,omitempty"`
+	// A TPM that is not on record yet gets nothing by this grant: with Approve it waits, with Learn its EK
+	// is noted.
+	Approve bool `json:"approve,omitempty"`
+	Learn   bool `json:"learn,omitempty"`
 }
 
 // issued is a certificate in the record.
@@ -151,6 +159,8 @@ func (s *slot) state(now time.Time) State {
 		return StateActive
 	case s.Cert != nil && now.Before(s.Cert.NotAfter):
 		return StateIssued
+	case s.Pending != nil:
+		return StatePending
 	case s.open(now):
 		return StateOpen
 	case s.Cert != nil:
@@ -159,12 +169,21 @@ func (s *slot) state(now time.Time) State {
 	return StateDisabled
 }
 
-// level is what the record alone gives an EK: the administrator's word, or nothing yet.
-func (s *slot) level(ek string) wire.Level {
-	if s.Pinned && s.EK == ek {
+// level is what an EK comes to with this record: the administrator's word is above all that was proven, which
+// is vendor or tofu.
+func (s *slot) level(ek string, proven wire.Level) wire.Level {
+	switch {
+	case s.Pinned && s.EK == ek:
 		return wire.Pinned
+	case proven == wire.Vendor:
+		return wire.Vendor
 	}
 	return wire.TOFU
+}
+
+// take makes ek the slot's. Nobody waits for the name any more.
+func (s *slot) take(ek string, pinned bool) {
+	s.EK, s.Pinned, s.Pending, s.Learned, s.Replaced = ek, pinned, nil, nil, ""
 }
 
 // grantID is the id that a challenge binds; empty when the slot never had a grant.

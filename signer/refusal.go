@@ -52,6 +52,11 @@ const (
 	whyPassword    reason = "password"    // an EST client's, which is wrong or none
 	whyClass       reason = "class"       // a node's certificate where an EST client's belongs, or the other way round
 	whyTooOften    reason = "too-often"   // an EST client renews again and again, or somebody guesses its password
+	whyPending     reason = "pending"     // proven, and waits for approval
+	whyAnother     reason = "another"     // proven, while another TPM waits or was learned
+	whyLearned     reason = "learned"     // proven, and the grant only learns
+	whyReplaced    reason = "replaced"    // the board that was taken out of this node
+	whyVendor      reason = "vendor"      // no certificate of the EK leads to a root of ek-roots
 )
 
 func refuse(code wire.Code, why reason, format string, args ...any) *refusal {

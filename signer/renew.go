@@ -221,9 +221,10 @@ func (h *Head) renewChallenge(ctx context.Context, body []byte, cert *x509.Certi
 	return &answer, nil
 }
 
-// renewTerms bind a proof to the certificate under which it was asked for.
+// renewTerms bind a proof to the certificate under which it was asked for. What a maker vouched for at the enrolment
+// holds for the EK, and so for another key of its TPM.
 func (h *Head) renewTerms(s *slot, c *issued) attest.Terms {
-	return attest.Terms{Cluster: h.cluster.ID, Purpose: wire.PurposeRenew, Grant: c.Serial, Slot: s.Node, Level: s.level(s.EK)}
+	return attest.Terms{Cluster: h.cluster.ID, Purpose: wire.PurposeRenew, Grant: c.Serial, Slot: s.Node, Level: s.level(s.EK, c.Level)}
 }
 
 // mayRekey bounds the keys that a node goes through by itself. The key that it has may be certified again.

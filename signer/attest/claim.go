@@ -30,14 +30,15 @@ const (
 // taken from a peer.
 type Key struct {
 	*template.Public
-	Fingerprint string // SHA-256 of the SPKI, lower-case hex
+	Fingerprint string   // SHA-256 of the SPKI, lower-case hex
+	Certs       [][]byte // that a claim brings with an EK: anybody's bytes
 }
 
 func newKey(p *template.Public, err error) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return Key{p, hex.EncodeToString(p.Fingerprint[:])}, nil
+	return Key{Public: p, Fingerprint: hex.EncodeToString(p.Fingerprint[:])}, nil
 }
 
 // Claim is a leg 1 request whose form has been checked: strict encoding, templates, sizes. Nothing
@@ -80,6 +81,7 @@ func ParseClaim(body []byte) (*Claim, error) {
 			return nil, errors.New("eks: an EK twice, or the node key among them")
 		}
 		seen[k.Fingerprint] = true
+		k.Certs = ek.Certs
 		c.EKs = append(c.EKs, k)
 	}
 	return c, nil

@@ -24,7 +24,8 @@ import (
 
 func (e *env) certsCommand() *cobra.Command {
 	return group("certs", "Which nodes may enrol, and what they got",
-		e.enableCommand(), e.disableCommand(), e.revokeCommand(), e.listCommand(), e.showCommand())
+		e.enableCommand(), e.disableCommand(), e.revokeCommand(), e.listCommand(), e.showCommand(),
+		e.approveCommand(), e.replaceCommand())
 }
 
 // choice is how a command is told which nodes.
@@ -135,10 +136,15 @@ A node renews its certificate by itself, and uses no grant for it, until disable
 With --password the names are EST clients, which are no nodes: each gets a password, printed
 once, that is good for one certificate for one key, wherever that is.
 
-Levels: pinned, the TPM's EK is recorded with --ek; tofu, the first TPM seen in the
-window, which is trust on first use and proves no genuine TPM.`,
+Levels: pinned, the TPM's EK is recorded with --ek; vendor, a certificate of its EK leads to a
+root in ek-roots/ of the state directory, so that it is a genuine TPM, but whose?; tofu, the
+first TPM seen in the window, which is trust on first use and proves no genuine TPM.
+
+With --approve, a TPM that is not on record waits for muster certs approve. With --learn, EKs
+are noted and nothing is issued; --learned later pins the EK that was noted for each node.`,
 		Example: `  muster certs enable -i 'n[0-99]'
   muster certs enable -i n7 --level pinned --ek 7c1d…90ab     (on the node: muster-agent ek)
+  muster certs enable -i 'n[0-99]' --approve
   muster certs enable -i host9 --password --dns host9.example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := which.with(args); err != nil {
@@ -153,9 +159,9 @@ window, which is trust on first use and proves no genuine TPM.`,
 					return err
 				}
 				req.EK = fingerprint
-				if !cmd.Flags().Changed("level") {
-					level = string(wire.Pinned)
-				}
+			}
+			if (ek != "" || req.Learned) && !cmd.Flags().Changed("level") {
+				level = string(wire.Pinned)
 			}
 			req.IDs, req.All, req.Selector, req.Level = which.ids, which.all, which.selector, wire.Level(level)
 			done, err := e.change(cmd.Context(), signer.AdminEnable, req, "enabling")
@@ -173,7 +179,7 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f := c.Flags()
 	req.For = time.Hour
 	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d, 1d12h; at most 30d")
-	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu or pinned (default tofu, or what an open grant asks for)")
+	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu, vendor or pinned (default tofu, or what an open grant asks for)")
 	f.StringVar(&ek, "ek", "", "pin this EK: its SHA-256, or a `file` with it, its public key or its certificate; means --level pinned")
 	f.StringSliceVar(&req.DNS, "dns", nil, "DNS `names` for the certificate")
 	f.StringSliceVar(&req.IP, "ip", nil, "IP `addresses` for the certificate")
@@ -181,22 +187,37 @@ window, which is trust on first use and proves no genuine TPM.`,
 	f.BoolVar(&req.Create, "create", false, "nodes that the inventory does not have, too (without an inventory that is the default)")
 	f.Var((*window)(&req.Life), "life", "how long the next certificates live: 12h, 30d; as on record, else 90d; never past the CA's end")
 	f.Var((*percent)(&req.RefreshAt), "refresh-at", "renew when this `part` of a certificate's life is left: 25%; as on record, else 33%")
+	f.BoolVar(&req.Approve, "approve", false, "let a TPM that is not on record wait for muster certs approve")
+	f.BoolVar(&req.Learn, "learn", false, "note the EKs of nodes that have none on record, and issue nothing")
+	f.BoolVar(&req.Learned, "learned", false, "pin the EKs that --learn noted; means --level pinned")
 	f.BoolVar(&req.Again, "again", false, "let revoked nodes enrol again: with another key, and the TPM that they had")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
-	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"tofu", "pinned"}, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
+// levels are those that --level takes.
+var levels = []string{"tofu", "vendor", "pinned"}
+
 func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
-	who := nodes(d.Count)
-	if req.Password {
+	who, may := nodes(d.Count), "may enrol"
+	switch {
+	case req.Password:
 		who = strings.Replace(who, "node", "client", 1)
+	case req.Learn:
+		may = "may show their TPMs"
+	case req.Approve:
+		may = "may ask for approval"
 	}
-	fmt.Fprintf(e.out, "%s may enrol until %s:  %s\n", who, d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
+	if d.Until.IsZero() {
+		fmt.Fprintf(e.out, "%s have a TPM on record:  %s\n", who, d.Nodes)
+	} else {
+		fmt.Fprintf(e.out, "%s %s until %s:  %s\n", who, may, d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
+	}
 	if req.Level != "" {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
-	e.sayLists(said{"new", d.New}, said{"opened", d.Opened}, said{"extended", d.Extended}, said{"kept", d.Kept})
+	e.sayLists(said{"new", d.New}, said{"opened", d.Opened}, said{"extended", d.Extended}, said{"kept", d.Kept}, said{"already", d.Unchanged})
 	e.sayPasswords(d.Passwords)
 }
 

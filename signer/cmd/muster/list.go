@@ -54,6 +54,9 @@ type whole struct {
 	RenewAt  *string  `json:"renew_at"`
 	Life     int64    `json:"life"`       // of the next certificate, in seconds
 	Refresh  int      `json:"refresh_at"` // percent
+
+	Pending *signer.Candidate `json:"pending"`
+	Learned *signer.Candidate `json:"learned"`
 }
 
 func rowOf(v signer.NodeView) row {
@@ -66,7 +69,7 @@ func rowOf(v signer.NodeView) row {
 func wholeOf(v signer.NodeView) whole {
 	i := itemOf(v)
 	return whole{rowOf(v), v.Pinned, i.DNS, i.IP, i.MAC, i.UUID, i.Groups, orNull(v.Cert), orNull(v.Old),
-		orNull(stamp(v.RenewAt)), int64(v.Life.Seconds()), v.RefreshAt}
+		orNull(stamp(v.RenewAt)), int64(v.Life.Seconds()), v.RefreshAt, v.Pending, v.Learned}
 }
 
 func orNull(s string) *string {
@@ -136,6 +139,10 @@ and revoked nodes are not looked at.`,
 			}
 			if flags.Changed("expiring") {
 				nodes = expiring(nodes, limits.warning, time.Now())
+			}
+			if state == string(signer.StatePending) && (format == "table" || format == "wide") {
+				e.printPending(nodes)
+				return damaged
 			}
 			return errors.Join(e.printNodes(nodes, format, certsShape), damaged)
 		},
@@ -321,6 +328,11 @@ func (e *env) printNode(v signer.NodeView) {
 	ek := v.EK
 	if v.Pinned {
 		ek += " (pinned)"
+	}
+	for what, c := range map[string]*signer.Candidate{" (waits for approval)": v.Pending, " (learned)": v.Learned} {
+		if c != nil && c.EK == v.EK {
+			ek += what
+		}
 	}
 	line("EK", ek)
 	line("window", strings.Trim(at(v.WindowUntil), "-"))

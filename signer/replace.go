@@ -1,0 +1,118 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/store"
+)
+
+// ReplaceRequest is `muster certs replace`: the node's board, and so its TPM, is another one now.
+type ReplaceRequest struct {
+	ID      string        `json:"id"`
+	Reason  string        `json:"reason,omitempty"` // one of Reasons; empty: superseded
+	For     time.Duration `json:"for"`
+	Level   wire.Level    `json:"level,omitempty"`
+	EK      string        `json:"ek,omitempty"` // of the new board, to pin
+	Approve bool          `json:"approve,omitempty"`
+}
+
+// adminReplace ends what the old TPM had, and opens one grant for another. The old TPM is free to be another node's;
+// this name does not take it back, and its keys are barred for ever. MACs and UUID go with the board.
+func (h *Head) adminReplace(ctx context.Context, req ReplaceRequest, out *stream) (any, error) {
+	why, ok := crlReasons[req.Reason]
+	if req.Reason == "" {
+		why, ok = superseded, true
+	}
+	if !ok {
+		return nil, adminError(KindUsage, "one of "+strings.Join(Reasons(), ", "), "%q is no reason for a CRL", req.Reason)
+	}
+	grant := EnableRequest{For: req.For, Level: req.Level, EK: req.EK, Approve: req.Approve, Again: true}
+	if err := grant.check(); err != nil {
+		return nil, err
+	}
+	name, err := h.oneName(ctx, req.ID)
+	if err != nil {
+		return nil, err
+	}
+	item, err := h.store.Get(ctx, prefixSlot+name)
+	if err != nil {
+		return nil, err
+	}
+	if item.Revision == 0 {
+		return nil, adminError(KindNone, "muster certs list", "no such node: %s", name)
+	}
+	now := h.now()
+	if _, err := h.replace(ctx, item, grant, why, now); err != nil {
+		return nil, err
+	}
+	keys, err := h.pastKeys(ctx, []string{name})
+	if err != nil {
+		return nil, err
+	}
+	// An agent that finds a key of an earlier grant in the old board makes another when it is told that this one is barred.
+	for chunk := range slices.Chunk(keys[name], perTx/2) {
+		if err := h.store.Commit(ctx, bar(name, chunk, now, byWhom(ctx))); err != nil {
+			return nil, err
+		}
+	}
+	var until time.Time
+	done, err := h.changeOne(ctx, name, func(item store.Item) (edit, error) {
+		e, err := h.replace(ctx, item, grant, why, now)
+		if err == nil {
+			until = e.slot.Grant.Until
+		}
+		return e, err
+	})
+	done.Until = until.Truncate(time.Second)
+	return done, errors.Join(err, h.listRevoked(ctx))
+}
+
+// replace is revoke, and then enable of a record that knows no TPM.
+func (h *Head) replace(ctx context.Context, item store.Item, req EnableRequest, why crlReason, now time.Time) (edit, error) {
+	s, err := parse[slot](item)
+	if err != nil {
+		return edit{}, err
+	}
+	old := s.EK
+	switch old {
+	case "":
+		return edit{}, adminError(KindPolicy, "muster certs enable -i "+s.Node, "%s has no TPM on record that could be replaced", s.Node)
+	case req.EK:
+		return edit{}, adminError(KindPolicy, "for another key of the same TPM: muster certs revoke, then enable --again", "%s is bound to just this EK", s.Node)
+	}
+	was, err := h.owned(ctx, old, s.Node)
+	if err != nil {
+		return edit{}, err
+	}
+	ended := s.revoke(now, why, byWhom(ctx))
+	bare := ended.slot
+	bare.take("", false)
+	bare.Replaced, bare.MAC, bare.UUID, bare.Acked, bare.Rekeyed = old, nil, "", "", time.Time{}
+	e, err := h.enable(ctx, store.Item{Key: item.Key, Value: put(item.Key, bare).Value, Revision: item.Revision}, req, now)
+	if err != nil {
+		return edit{}, err
+	}
+	e.what = replaced
+	e.tx.Guards = append(e.tx.Guards, was.Guard())
+	e.tx.Deletes = append(e.tx.Deletes, was.Key)
+	e.tx.Puts = append(e.tx.Puts, ended.tx.Puts...)
+	for _, mac := range s.MAC {
+		e.tx.Deletes = append(e.tx.Deletes, prefixMAC+mac)
+	}
+	if s.UUID != "" {
+		e.tx.Deletes = append(e.tx.Deletes, prefixUUID+s.UUID)
+	}
+	for _, c := range []*issued{s.Cert, s.Old} {
+		if c != nil && !slices.Contains(e.tx.Deletes, prefixKey+c.Key) {
+			e.tx.Deletes = append(e.tx.Deletes, prefixKey+c.Key)
+		}
+	}
+	gone := event(now, "replace", s.Node, map[string]string{"ek": old, "by": byWhom(ctx)})
+	e.tx.Events = slices.Concat(ended.tx.Events, []store.Event{gone}, e.tx.Events)
+	return e, nil
+}
