@@ -105,3 +105,17 @@ func TestReplaceRefusals(t *testing.T) {
 	refusedByPolicy(t, s.replaceBoard("n0", func(r *ReplaceRequest) { r.EK, r.Level = s.record("n1").EK, wire.Pinned }), "show -i n1")
 	equal(t, "EK", s.record("n0").EK, k.ekHash())
 }
+
+// TestReplaceTakesTheBoardsAddresses: MACs and UUID were the old board's, and may be another node's.
+func TestReplaceTakesTheBoardsAddresses(t *testing.T) {
+	s, k, next := newSite(t), aChip(t).nodeKey(), aChip(t).nodeKey()
+	s.imports("name,mac\nn0," + mac1 + "\n")
+	s.enable("n0")
+	s.enrol(hinted{k, wire.Hints{MACs: []string{mac1}}}, "n0")
+	s.must(s.replaceBoard("n0"))
+	s.enrol(hinted{next, wire.Hints{MACs: []string{mac2}}}, "n0")
+	s.imports("name,mac\nn0," + mac2 + "\nn1," + mac1 + "\n")
+	s.enable("n1")
+	s.enrol(hinted{k.chip.nodeKey(), wire.Hints{MACs: []string{mac1}}}, "")
+	equal(t, "EK", s.record("n1").EK, k.ekHash())
+}
