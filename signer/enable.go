@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -95,17 +96,22 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 			return nil, err
 		}
 	}
-	if req.Level == wire.Vendor && h.makers.Roots() == 0 {
-		return nil, adminError(KindPolicy, "put the TPM makers' root certificates there, PEM or DER", "no root is in %s, so nothing could reach level vendor", h.makers.Path())
+	if err := h.reachable(req.Level); err != nil {
+		return nil, err
 	}
 	// All is looked at before anything is changed, so that a refusal changes nothing at all.
 	whose := map[string]string{}
+	var unlearned []string
 	for _, name := range names {
 		item, err := h.store.Get(ctx, prefixSlot+name)
 		if err != nil {
 			return nil, err
 		}
 		_, owner, err := h.mayEnable(ctx, item, req)
+		if errors.Is(err, errUnlearned) {
+			unlearned = append(unlearned, name)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -113,6 +119,9 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 			return nil, adminError(KindPolicy, "muster certs show -i "+name, "one TPM, with the EK %s, was learned for %s and for %s", owner.Key[len(prefixEK):], other, name)
 		}
 		whose[owner.Key] = name
+	}
+	if len(unlearned) > 0 {
+		return nil, notLearned(unlearned...)
 	}
 	now := h.now()
 	var last time.Time
@@ -165,6 +174,22 @@ func (r *EnableRequest) check() error {
 	return nil
 }
 
+// errUnlearned is why a node cannot be enabled with --learned.
+var errUnlearned = errors.New("no EK was learned")
+
+func notLearned(names ...string) error {
+	nodes := fold(names)
+	return adminError(KindPolicy, "muster certs enable --learn -i "+nodes+", and boot; or leave out whom nothing was learned of", "no EK of %s was learned", nodes)
+}
+
+// reachable refuses a level that nothing could reach.
+func (h *Head) reachable(level wire.Level) error {
+	if level != wire.Vendor || h.makers.Roots() > 0 {
+		return nil
+	}
+	return adminError(KindPolicy, "put the TPM makers' root certificates there, PEM or DER", "no root is in %s, so nothing could reach level vendor", h.makers.Path())
+}
+
 func checkWindow(d time.Duration) error {
 	if d <= 0 || d > MaxWindow {
 		return adminError(KindUsage, "muster certs enable --for 1h …", "a window of %v is not between 0 and %d days", d, int(MaxWindow.Hours()/24))
@@ -204,7 +229,7 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 	ek := req.EK
 	if req.Learned {
 		if s.Learned == nil {
-			return nil, owner, adminError(KindPolicy, "muster certs enable --learn -i "+name+", and boot it", "no EK of %s was learned", name)
+			return nil, owner, fmt.Errorf("%s: %w", name, errUnlearned)
 		}
 		ek = s.Learned.EK
 	}
@@ -247,6 +272,9 @@ func (h *Head) owned(ctx context.Context, ek, name string) (store.Item, error) {
 // judged again, by the record that the transaction guards: a TPM may have been bound meanwhile.
 func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, now time.Time) (edit, error) {
 	rec, owner, err := h.mayEnable(ctx, item, req)
+	if errors.Is(err, errUnlearned) {
+		return edit{}, notLearned(item.Key[len(prefixSlot):])
+	}
 	if err != nil {
 		return edit{}, err
 	}

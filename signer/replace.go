@@ -35,6 +35,9 @@ func (h *Head) adminReplace(ctx context.Context, req ReplaceRequest, out *stream
 	if err := grant.check(); err != nil {
 		return nil, err
 	}
+	if err := h.reachable(req.Level); err != nil {
+		return nil, err
+	}
 	name, err := h.oneName(ctx, req.ID)
 	if err != nil {
 		return nil, err
