@@ -132,7 +132,7 @@ func (h *Head) mayApprove(ctx context.Context, item store.Item, req ApproveReque
 		ek = s.Pending.EK
 	}
 	if want, looked := req.Expect[name]; looked && want != ek {
-		return nil, "", owner, adminError(KindPolicy, "muster certs list --state pending", "%s was not waited for by this TPM any more: look again", name)
+		return nil, "", owner, adminError(KindPolicy, "muster certs list --state pending", "who waits for %s is not who was shown", name)
 	}
 	if req.EK != "" {
 		ek = req.EK
