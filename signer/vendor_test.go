@@ -196,3 +196,23 @@ func TestVendorWithoutRoots(t *testing.T) {
 		t.Error(why.Sentence)
 	}
 }
+
+// TestRenewVendor: a renewal keeps what the maker vouched for, with another key and after the end, with no certificate in
+// sight; the EK is the same.
+func TestRenewVendor(t *testing.T) {
+	s := newSite(t)
+	m := s.makerOf("Chip")
+	k := aChip(t).nodeKey()
+	s.enable("n0")
+	shown := certificate(t, s.enrol(vouchedBy(m, k), "n0").Cert)
+	s.must(os.RemoveAll(filepath.Join(s.dir, "ek-roots")))
+	other := k.chip.nodeKey()
+	decoded[wire.Enrolled](t, s.rekeyed(shown, other))
+	equal(t, "level with another key", s.record("n0").Cert.Level, wire.Vendor)
+	s.clock.move(2 * nodeLife)
+	s.enrol(other, "n0")
+	equal(t, "level after the end", s.record("n0").Cert.Level, wire.Vendor)
+	if rec := s.record("n0"); !rec.Cert.NotAfter.After(s.clock.now()) {
+		t.Errorf("%+v", rec.Cert)
+	}
+}
