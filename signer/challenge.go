@@ -41,7 +41,7 @@ func (h *Head) challenge(ctx context.Context, body []byte, who *peer) (*wire.Cha
 	if err := claim.CheckCSR(); err != nil {
 		return nil, refuse(wire.BadRequest, whyCSR, "%v", err)
 	}
-	ek, level, no := h.certified(claim, ek, s, now)
+	ek, level, no := h.vouched(claim, ek, s, now)
 	who.ek = ek.Fingerprint
 	if no != nil {
 		return nil, no

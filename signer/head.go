@@ -2,7 +2,7 @@
 // remembers it.
 //
 // The files follow the flow: init.go makes a cluster; enable.go opens a grant; challenge.go is leg 1,
-// with what an EK's certificates prove in certified.go, enroll.go leg 2 with the one transaction that
+// with what an EK's certificates prove in vouched.go, enroll.go leg 2 with the one transaction that
 // claims the grant and stores the certificate; approve.go is who waits for the administrator,
 // replace.go a board that was changed; sign.go and ca.go make certificates, crl.go the revocation
 // list, ocsp.go the answers of OCSP; self.go is a node's first and later use of its certificate;

@@ -7,11 +7,11 @@ import (
 	"muster/signer/attest"
 )
 
-// certified is what the EK's certificates prove: level vendor, or no more than without them. A node without an EK on
+// vouched is what the EK's certificates prove: level vendor, or no more than without them. A node without an EK on
 // record may bring several; the first with a certificate that is good is the one, else the first.
 //
 // Certificates are looked at only where that can raise the level: each costs public-key work.
-func (h *Head) certified(claim *attest.Claim, ek attest.Key, s *slot, now time.Time) (attest.Key, wire.Level, *refusal) {
+func (h *Head) vouched(claim *attest.Claim, ek attest.Key, s *slot, now time.Time) (attest.Key, wire.Level, *refusal) {
 	if s.EK == ek.Fingerprint {
 		if s.Pinned {
 			return ek, wire.Pinned, nil
