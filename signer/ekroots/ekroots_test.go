@@ -1,11 +1,13 @@
 package ekroots
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
 	"os"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"muster/internal/ekcert"
 	"muster/internal/testtpm"
 )
 
@@ -67,25 +70,33 @@ func refused(t *testing.T, err error, word string) {
 	}
 }
 
-// TestFixtures: the quirks of chips lead to the root, and what a forger would send does not.
-func TestFixtures(t *testing.T) {
-	const dir = "../../testdata/tpm"
-	d := In(t.TempDir(), quiet)
-	for _, name := range []string{"root.pem", "issuer.der"} {
-		if err := os.WriteFile(filepath.Join(d.Path(), name), read(t, filepath.Join(dir, name)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+const fixtures = "../../testdata/tpm"
+
+// fixtureKeys are the EKs that the fixtures are for, RSA or not.
+func fixtureKeys(t testing.TB) map[bool]crypto.PublicKey {
+	t.Helper()
 	keys := map[bool]crypto.PublicKey{}
 	for isRSA, name := range map[bool]string{false: "ek-p256.pem", true: "ek-rsa.pem"} {
-		block, _ := pem.Decode(read(t, filepath.Join(dir, name)))
+		block, _ := pem.Decode(read(t, filepath.Join(fixtures, name)))
 		key, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
 			t.Fatal(err)
 		}
 		keys[isRSA] = key
 	}
-	paths, err := filepath.Glob(filepath.Join(dir, "*.bin"))
+	return keys
+}
+
+// TestFixtures: the quirks of chips lead to the root, and what a forger would send does not.
+func TestFixtures(t *testing.T) {
+	d := In(t.TempDir(), quiet)
+	for _, name := range []string{"root.pem", "issuer.der"} {
+		if err := os.WriteFile(filepath.Join(d.Path(), name), read(t, filepath.Join(fixtures, name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys := fixtureKeys(t)
+	paths, err := filepath.Glob(filepath.Join(fixtures, "*.bin"))
 	if err != nil || len(paths) < 20 {
 		t.Fatalf("%d fixtures, %v", len(paths), err)
 	}
@@ -235,16 +246,55 @@ func TestWhatIsQuoted(t *testing.T) {
 	}
 }
 
-// FuzzCheck: no bytes that a node may send are good for an EK that no certificate of the maker names.
+// FuzzCheck: what is good for an EK carries what its maker signed for that EK, to the byte; for an EK that the maker does
+// not know, nothing is.
 func FuzzCheck(f *testing.F) {
-	maker := testtpm.NewMaker("Chip")
-	ek := aKey(f)
-	d := dirOf(f, map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer})
-	f.Add(maker.Certify(aKey(f).Public()), maker.Issuer)
-	f.Add(testtpm.Cert{Issuer: "Chip CA", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ek), maker.Root)
+	d := In(f.TempDir(), quiet)
+	for _, name := range []string{"root.pem", "issuer.der"} {
+		if err := os.WriteFile(filepath.Join(d.Path(), name), read(f, filepath.Join(fixtures, name)), 0o644); err != nil {
+			f.Fatal(err)
+		}
+	}
+	ek, stranger := fixtureKeys(f)[false], aKey(f).Public()
+	issuer := read(f, filepath.Join(fixtures, "issuer.der"))
+	paths, err := filepath.Glob(filepath.Join(fixtures, "*.bin"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	var signed [][]byte
+	for _, path := range paths {
+		b := read(f, path)
+		f.Add(b, issuer)
+		if d.Check([][]byte{b}, ek, now) == nil {
+			signed = append(signed, toBeSigned(f, b))
+		}
+	}
 	f.Fuzz(func(t *testing.T, one, two []byte) {
-		if d.Check([][]byte{one, two}, ek.Public(), now) == nil {
-			t.Error("it is good")
+		sent := [][]byte{one, two}
+		if d.Check(sent, stranger, now) == nil {
+			t.Error("it is good for any EK")
+		}
+		if d.Check(sent, ek, now) == nil && !slices.ContainsFunc(signed, func(tbs []byte) bool {
+			return bytes.Contains(one, tbs) || bytes.Contains(two, tbs)
+		}) {
+			t.Error("it is good, and its maker never signed it")
 		}
 	})
+}
+
+// toBeSigned is the part of a certificate that its signature is for.
+func toBeSigned(t testing.TB, b []byte) []byte {
+	t.Helper()
+	der, err := ekcert.Trim(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var outer, inner asn1.RawValue
+	if _, err := asn1.Unmarshal(der, &outer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := asn1.Unmarshal(outer.Bytes, &inner); err != nil {
+		t.Fatal(err)
+	}
+	return inner.FullBytes
 }
