@@ -168,7 +168,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 	case whyTooSoon:
 		return fmt.Sprintf("%s asked%s for another key, and was refused: %s", name, from(last.Addr, last.At), last.Detail), "on the node: muster-agent renew, for the key that it has", true
 	case whyNotEnabled, whyWindowOver, whyDisabled:
-		if s.open(now) {
+		if s.open(now) || s.state(now) == StatePending {
 			return "", "", false
 		}
 		return fmt.Sprintf("%s asked %s%s, and was refused: %s", name, times(last.Count), from(last.Addr, last.At), last.Detail), enable, true

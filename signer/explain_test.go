@@ -167,6 +167,14 @@ var whyRows = []whyRow{
 	},
 		"n0 waits for approval: a TPM with the EK EK proved itself from 192.0.2.1 on DAY, level tofu",
 		"if muster-agent ek on the node prints that EK: muster certs approve -i n0; if not: muster certs approve -i n0 --ek SHA256"},
+	{"waits for approval, and the window is over", []any{StatePending}, func(s *site, k, _ *key) {
+		s.enable("n0", withApproval)
+		s.post(wire.PathEnroll, s.answered(k, "n0"))
+		s.clock.move(2 * time.Hour)
+		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
+	},
+		"n0 waits for approval: a TPM with the EK EK proved itself from 192.0.2.1 on DAY, level tofu",
+		"if muster-agent ek on the node prints that EK: muster certs approve -i n0; if not: muster certs approve -i n0 --ek SHA256"},
 	{"two wait for approval", []any{whyAnother, StatePending}, func(s *site, k, stranger *key) {
 		s.enable("n0", withApproval)
 		s.post(wire.PathEnroll, s.answered(stranger, "n0"))
