@@ -226,3 +226,17 @@ func TestLearn(t *testing.T) {
 	s.enable("n1")
 	s.enrol(other, "n1")
 }
+
+// TestNobodyWaitsWithoutAGrant: a restore closes grants, and with them the wait; approval opens none of them again.
+func TestNobodyWaitsWithoutAGrant(t *testing.T) {
+	s, k := newSite(t), aChip(t).nodeKey()
+	s.enable("n0", withApproval)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n0")), wire.Pending)
+	rec := s.record("n0")
+	rec.Grant = nil
+	s.putRecord(rec)
+	equal(t, "state", s.record("n0").state(s.clock.now()), StateDisabled)
+	refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n0"}}), "--state pending")
+	s.enable("n0", withApproval)
+	equal(t, "state", s.record("n0").state(s.clock.now()), StateOpen)
+}

@@ -53,12 +53,14 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 		v.Serial, v.Key, v.Level = c.Serial, c.Key, c.Level
 		v.Issued, v.Expires = c.Issued.Truncate(time.Second), c.NotAfter
 	}
-	for _, c := range []*Candidate{s.Learned, s.Pending} {
+	if v.State == StatePending {
+		v.Pending = s.Pending
+	}
+	for _, c := range []*Candidate{s.Learned, v.Pending} {
 		if c != nil && s.EK == "" {
 			v.EK, v.Level = c.EK, c.Level
 		}
 	}
-	v.Pending = s.Pending
 	if whole {
 		v.Learned = s.Learned
 		v.Pinned, v.DNS, v.IP = s.Pinned, s.DNS, s.IP

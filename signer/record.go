@@ -159,7 +159,7 @@ func (s *slot) state(now time.Time) State {
 		return StateActive
 	case s.Cert != nil && now.Before(s.Cert.NotAfter):
 		return StateIssued
-	case s.Pending != nil:
+	case s.Pending != nil && s.holds():
 		return StatePending
 	case s.open(now):
 		return StateOpen
