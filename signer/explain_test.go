@@ -345,8 +345,11 @@ var whyMasks = []struct {
 
 // TestWhyTable: each case has its sentence and what to do, word for word.
 func TestWhyTable(t *testing.T) {
-	chip, other := aChip(t), aChip(t)
-	for _, row := range whyRows {
+	var chip, other *chip
+	for i, row := range whyRows {
+		if i%24 == 0 { // each row's keys stay, and a TPM has room for so many
+			chip, other = aChip(t), aChip(t)
+		}
 		t.Run(row.name, func(t *testing.T) {
 			s, k, stranger := newSite(t), chip.nodeKey(), other.nodeKey()
 			row.do(s, k, stranger)
