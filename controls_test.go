@@ -2,9 +2,9 @@ package muster_test
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -18,7 +18,7 @@ type control struct {
 
 var controls = []control{
 	{"I1: a revoked key is not barred", "signer/enroll.go", `if b.barred.Revision == 0 {`, `if true {`, "./signer", "TestRevoke$"},
-	{"I1: two renewals at once", "signer/renew.go", `Guards: []store.Guard{item.Guard()},`, `Guards: nil,`, "./signer", "TestRenewalsMeet$"},
+	{"I1: two renewals at once", "signer/renew.go", `Guards: []store.Guard{item.Guard(), ring.item.Guard()},`, `Guards: nil,`, "./signer", "TestRenewalsMeet$"},
 	{"I1: a node renews for the key of another TPM", "signer/renew.go", `return ek.Fingerprint == s.EK })`, `return true })`, "./signer", "TestNewKeyAttacks$"},
 	{"I1: a proof for one certificate renews another", "signer/renew.go", `Grant: c.Serial,`, `Grant: "",`, "./signer", "TestNewKeyAttacks$"},
 	{"I3: a certificate ends before the next one is used", "signer/enroll.go", `if s.Cert != nil && s.Cert.Activated {`, `if false {`, "./signer", "TestRenew$"},
@@ -49,10 +49,10 @@ var controls = []control{
 	{"I10: strangers' refusals are written down", "signer/node.go", `	if who.proven {
 		h.journalRefusal`, `	if true {
 		h.journalRefusal`, "./signer", "TestStrangersWriteNothing$"},
-	{"I12: the CRL's number begins anew", "signer/crl.go", `last.Number + 1`, `1`, "./signer", "TestCRLNeverGoesBack$"},
+	{"I12: the CRL's number begins anew", "signer/crl.go", `max(last.Number, ca.publishedNumber()) + 1`, `1`, "./signer", "TestCRLNeverGoesBack$"},
 	{"I12: no cross-certificate goes along", "signer/ring.go", `der = append(der, a.cross)`, `_ = a.cross`, "./signer", "TestRotation$"},
 	{"I12: --finish waits for nobody", "signer/rotate.go", `len(waiting) > 0 && !force`, `false`, "./signer", "TestRotation$"},
-	{"I12: a burnt CA certifies its successor", "signer/rotate.go", `h.makeNext(was, now, !compromised)`, `h.makeNext(was, now, true)`, "./signer", "TestCompromised$"},
+	{"I12: a burnt CA certifies its successor", "signer/rotate.go", `"ca-compromised", roleBurnt, noLink`, `"ca-compromised", roleBurnt, forward`, "./signer", "TestCompromised$"},
 }
 
 // TestControls breaks the program, and sees that it is seen.
@@ -71,46 +71,48 @@ func TestControls(t *testing.T) {
 	}
 }
 
-// run runs the tests on the broken program. Only the compiler sees the change.
+// run runs the tests on the broken program.
 func (c *control) run(t *testing.T) (string, error) {
 	t.Helper()
-	out, err := exec.Command("go", "test", "-count=1", "-overlay", c.overlay(t), "-run", "^"+c.tests, c.pkg).CombinedOutput()
+	broken := overlay(t, change{c.file, c.from, c.to})
+	out, err := exec.Command("go", "test", "-count=1", "-overlay", broken, "-run", "^"+c.tests, c.pkg).CombinedOutput()
 	return string(out), err
 }
 
-// overlay is a file for -overlay of go build.
-func (c *control) overlay(t *testing.T) string {
+// change is one of the places in which a program is broken.
+type change struct{ file, from, to string }
+
+// overlay is a file for -overlay of go build: only the compiler sees the changes, each in a file of its own.
+func overlay(t *testing.T, changes ...change) string {
 	t.Helper()
-	path, err := filepath.Abs(c.file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(source), c.from); n != 1 {
-		t.Fatalf("%s has %q %d times, not once", c.file, c.from, n)
-	}
 	dir := t.TempDir()
-	broken, overlay := filepath.Join(dir, "broken.go"), filepath.Join(dir, "overlay.json")
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {path: broken}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, text := range map[string]string{broken: strings.Replace(string(source), c.from, c.to, 1), overlay: string(list)} {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	replace := map[string]string{}
+	for i, c := range changes {
+		path, err := filepath.Abs(c.file)
+		if err != nil {
 			t.Fatal(err)
 		}
+		source := readFile(t, path)
+		if n := strings.Count(string(source), c.from); n != 1 {
+			t.Fatalf("%s has %q %d times, not once", c.file, c.from, n)
+		}
+		replace[path] = filepath.Join(dir, strconv.Itoa(i)+".go")
+		writeFile(t, replace[path], []byte(strings.Replace(string(source), c.from, c.to, 1)))
 	}
-	return overlay
+	list, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "overlay.json")
+	writeFile(t, path, list)
+	return path
 }
 
-// program is the head's, broken.
-func (c *control) program(t *testing.T) string {
+// brokenHead is the program muster, broken.
+func brokenHead(t *testing.T, changes ...change) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := build(dir, "", "-overlay="+c.overlay(t), "./signer/cmd/muster"); err != nil {
+	if err := build(dir, "", "-overlay="+overlay(t, changes...), "./signer/cmd/muster"); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "muster")

@@ -112,8 +112,8 @@ func TestRevokedAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	t.Run("control", func(t *testing.T) {
-		unchecked := control{file: "signer/self.go", from: `case s.Revoked:`, to: `case false:`}
-		if err := revokedAtOnce(t, newHeadAt(t, "127.0.0.1", unchecked.program(t))); err == nil {
+		unchecked := brokenHead(t, change{"signer/self.go", `case s.Revoked:`, `case false:`})
+		if err := revokedAtOnce(t, newHeadAt(t, "127.0.0.1", unchecked)); err == nil {
 			t.Error("a head that does not look passes")
 		}
 	})
@@ -261,8 +261,7 @@ func TestRevokeKilled(t *testing.T) {
 	}
 
 	h.kill()
-	forgetful := control{file: "signer/crl.go", from: `last.Number + 1`, to: `1`}
-	h.muster = forgetful.program(t)
+	h.muster = brokenHead(t, change{"signer/crl.go", `max(last.Number, ca.publishedNumber()) + 1`, `1`})
 	h.start()
 	if control := fetchCRL(t, h, filepath.Join(dir, "crl.pem")); control.Number.Cmp(after.Number) > 0 {
 		t.Error("control: a head that forgets the number is not seen")

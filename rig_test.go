@@ -218,16 +218,9 @@ func (r result) String() string {
 
 func runProgram(t testing.TB, program string, args ...string) result {
 	t.Helper()
-	return runWith(t, nil, program, args...)
-}
-
-// runWith is runProgram with more in the environment.
-func runWith(t testing.TB, env []string, program string, args ...string) result {
-	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

@@ -22,7 +22,7 @@ import (
 	"muster/internal/wire"
 )
 
-// fakeHead decides as DESIGN §4 says, for one slot. The real one is tried in the system tests; this
+// fakeHead decides as a head does, for one slot. The real one is tried in the system tests; this
 // one can also lie.
 type fakeHead struct {
 	t        *testing.T

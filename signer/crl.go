@@ -115,11 +115,7 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 		}
 		guards = guards[:1]
 	}
-	number := last.Number
-	if !sabotaged("crl-number") {
-		number = max(number, ca.publishedNumber())
-	}
-	next := crlRecord{Number: number + 1, ThisUpdate: later(now, last.ThisUpdate)}
+	next := crlRecord{Number: max(last.Number, ca.publishedNumber()) + 1, ThisUpdate: later(now, last.ThisUpdate)}
 	entries, err := h.endedEntries(ctx, ca, now)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func TestEnrolWithEachEK(t *testing.T) {
 	}
 }
 
-// TestCertificateFields checks a certificate against DESIGN §4, field by field.
+// TestCertificateFields checks a certificate field by field.
 func TestCertificateFields(t *testing.T) {
 	s, k := newSite(t), aChip(t).nodeKey()
 	s.enable("n0", pinned(k.ekHash()), func(r *EnableRequest) { r.DNS, r.IP = []string{"n0.hpc"}, []string{"10.0.0.7"} })

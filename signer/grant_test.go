@@ -521,7 +521,7 @@ func wantViolation(t *testing.T, w *world, text string) {
 
 var errUnknown = errors.New("connection lost")
 
-// TestUnknownOutcome: the store reports an error, and has written or not (RELIABILITY S5). The node is
+// TestUnknownOutcome: the store reports an error, and has written or not. The node is
 // told to come back, and then the record decides.
 func TestUnknownOutcome(t *testing.T) {
 	for _, done := range []bool{true, false} {

@@ -107,7 +107,7 @@ func (h *Head) adminList(ctx context.Context, req ListRequest, out *stream) (any
 	for item, err := range h.asked(ctx, which{ids: req.IDs, expr: req.Selector}) {
 		var s *slot
 		if err == nil {
-			s, err = parse[slot](item)
+			s, err = h.readSlot(item)
 		}
 		switch {
 		case errors.Is(err, store.ErrDamaged):

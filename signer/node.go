@@ -28,7 +28,7 @@ type peer struct {
 	proven bool
 }
 
-// NodeHandler serves DESIGN's node endpoints. Its connections must come through NodeTLS.
+// NodeHandler serves the node endpoints. Its connections must come through NodeTLS.
 func (h *Head) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathBundle, h.serveBundle)

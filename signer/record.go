@@ -72,7 +72,7 @@ const (
 	StatePending  State = "pending"  // a proven TPM waits for the administrator's approval
 	StateIssued   State = "issued"   // certificate given, not yet seen in use
 	StateActive   State = "active"   // certificate seen in use
-	StateExpired  State = "expired"
+	StateExpired  State = "expired"  // over, or ended with its CA
 	StateRevoked  State = "revoked"
 	StateUnknown  State = "unknown" // no slot's: a certificate that is not on record, see quarantine
 )
@@ -136,7 +136,21 @@ type issued struct {
 	Issued    time.Time  `json:"issued"`
 	NotAfter  time.Time  `json:"not_after"`
 	Activated bool       `json:"activated,omitempty"` // seen in use over mTLS
+
+	ended bool // with its CA; see Head.readSlot
 }
+
+// readSlot is a slot for people, who are to see at once that a CA was ended.
+func (h *Head) readSlot(item store.Item) (*slot, error) {
+	s, err := parse[slot](item)
+	if err == nil && s.Cert != nil {
+		s.Cert.ended = !h.ring.Load().lives(s.Cert.CA)
+	}
+	return s, err
+}
+
+// inDate says whether c is not over, by its dates or with its CA.
+func (c *issued) inDate(now time.Time) bool { return c != nil && !c.ended && now.Before(c.NotAfter) }
 
 func (s *slot) class() class {
 	if s.Host {
@@ -155,9 +169,9 @@ func (s *slot) state(now time.Time) State {
 		return StateRevoked
 	case s.Disabled:
 		return StateDisabled
-	case s.Cert != nil && now.Before(s.Cert.NotAfter) && s.Cert.Activated:
+	case s.Cert.inDate(now) && s.Cert.Activated:
 		return StateActive
-	case s.Cert != nil && now.Before(s.Cert.NotAfter):
+	case s.Cert.inDate(now):
 		return StateIssued
 	case s.Pending != nil && s.holds():
 		return StatePending

@@ -405,10 +405,7 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 	if floor := later(seen.last, lastEntry(ctx, st)); now.Before(floor.Add(-clockSlack)) {
 		return nil, fmt.Errorf("%w, %s", ErrClockBack, floor.UTC().Format(time.RFC3339))
 	}
-	done := &Restored{Epoch: max(g.Epoch, seen.epoch)}
-	if !sabotaged("restore-epoch") {
-		done.Epoch++
-	}
+	done := &Restored{Epoch: max(g.Epoch, seen.epoch) + 1}
 	if err := done.settleSlots(b, seen.ended, now); err != nil {
 		return nil, err
 	}
@@ -417,9 +414,6 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 	}
 	highest := seen.highest()
 	for id, crl := range seen.crls {
-		if sabotaged("crl-number") {
-			break
-		}
 		crl.Number = max(crl.Number, seen.number) // the witness does not say of which CA
 		if err := b.put(put(prefixCRL+id, crl)); err != nil {
 			return nil, err
@@ -453,7 +447,7 @@ func (r *Restored) settleSlots(b *batch, over map[string]ended, now time.Time) e
 			return err
 		}
 		changed := false
-		if s.Grant != nil && !s.Grant.Used && !sabotaged("restore-grants") {
+		if s.Grant != nil && !s.Grant.Used {
 			r.Closed = append(r.Closed, s.Node)
 			s.Grant, changed = nil, true
 		}
@@ -619,9 +613,6 @@ func (seen *evidence) highest() crlRecord {
 // RenewEpochs draws a first epoch key: no answer to a challenge from before is good any more. It comes before
 // a restored store is put in its place.
 func RenewEpochs(dir string, now time.Time) error {
-	if sabotaged("restore-epoch") {
-		return nil
-	}
 	return durable.WriteFile(filepath.Join(dir, epochFile), attest.NewEpochs(now).Marshal(), 0o600)
 }
 

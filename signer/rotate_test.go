@@ -199,6 +199,9 @@ func TestRevokeAll(t *testing.T) {
 	}
 	s.restart()
 	equal(t, "use after a restart", use(s.Head, cert), wire.NotEnabled)
+	why, err := s.adminWhy(context.Background(), WhyRequest{ID: "n0"}, noStream())
+	s.must(err)
+	equal(t, "state", why.(WhyView).State, StateExpired)
 }
 
 // TestCompromised: nothing leads from the old CA to the new one, or back.

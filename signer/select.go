@@ -159,7 +159,7 @@ func (l *lookup) records() ([]*slot, error) {
 	for item, err := range l.h.store.List(l.ctx, prefixSlot) {
 		var s *slot
 		if err == nil {
-			s, err = parse[slot](item)
+			s, err = l.h.readSlot(item)
 		}
 		if errors.Is(err, store.ErrDamaged) {
 			continue

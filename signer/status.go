@@ -68,7 +68,7 @@ func (h *Head) adminStatus(ctx context.Context, _ struct{}, _ *stream) (any, err
 	for item, err := range view.List(ctx, prefixSlot) {
 		var s *slot
 		if err == nil {
-			s, err = parse[slot](item)
+			s, err = h.readSlot(item)
 		}
 		switch {
 		case errors.Is(err, store.ErrDamaged):

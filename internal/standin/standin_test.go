@@ -133,7 +133,7 @@ func TestTOFUProvesNoTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	head := attest.Verifier{Epochs: attest.NewEpochs(now)}
-	terms := attest.Terms{Cluster: "c", Grant: "g", Slot: "n0", Level: wire.TOFU}
+	terms := attest.Terms{Purpose: wire.PurposeEnroll, Cluster: "c", Grant: "g", Slot: "n0", Level: wire.TOFU}
 	challenge, err := head.Challenge(claim, claim.EKs[0], terms, now)
 	if err != nil {
 		t.Fatal(err)
