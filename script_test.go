@@ -47,7 +47,7 @@ func TestScripts(t *testing.T) {
 		Dir:                "testdata/script",
 		UpdateScripts:      *update,
 		RequireUniqueNames: true,
-		Deadline:           time.Now().Add(2 * time.Minute), // of a program that should have ended
+		Deadline:           time.Now().Add(10 * time.Minute), // of all scripts: a program that should have ended is killed then
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("TZ", "UTC")
