@@ -208,6 +208,7 @@ var linked = map[string]string{
 	"github.com/u-root/uio":                 "readers and byte orders of u-root's and dhcp's",
 	"github.com/vishvananda/netlink":        "addresses, routes and links",
 	"github.com/vishvananda/netns":          "netlink's",
+	"golang.org/x/crypto":                   "cryptobyte, to read the certificates of TPM makers",
 	"golang.org/x/net":                      "packet filters, for mdlayher/packet",
 	"golang.org/x/sync":                     "mdlayher/socket's",
 	"golang.org/x/sys":                      "system calls",
