@@ -138,16 +138,21 @@ func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (stored, over
 			return c, nil, nil
 		}
 	}
-	if no == nil || no.reason == whyDisabled {
+	if no == nil || no.reason == whyDisabled && !h.good(s.Cert, now) && !h.good(s.Old, now) {
 		return nil, nil, no
 	}
 	for _, c := range []*issued{s.Cert, s.Old} {
-		if c != nil && c.Key == at.Key() {
+		if no.reason != whyDisabled && c != nil && c.Key == at.Key() {
 			return nil, c, nil
 		}
 	}
-	if no.reason == whyNotEnabled && s.Cert != nil {
-		no = refuse(wire.Refused, whyOtherKey, "the grant of %s led to the key %s", s.Node, s.Cert.Key)
+	// The other key may be in that TPM too. A node that was told to wait would not try it.
+	switch {
+	case s.Cert == nil:
+	case no.reason == whyLevel:
+		no.code = wire.Refused
+	default:
+		no = refuse(wire.Refused, whyOtherKey, "%s has its certificate for the key %s", s.Node, s.Cert.Key)
 	}
 	return nil, nil, no
 }

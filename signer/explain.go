@@ -203,7 +203,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		if s.open(now) {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s asked%s with another key than the one on record (was its TPM cleared?), and its grant is used up",
+		return fmt.Sprintf("%s asked%s with another key than the one on record (was its TPM cleared?), and no grant is open",
 			name, from(last.Addr, last.At)), enable, true
 	case whyOtherBoard:
 		return fmt.Sprintf("another machine asked %s%s, to be %s: %s", times(last.Count), from(last.Addr, last.At), name, last.Detail),

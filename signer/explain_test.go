@@ -217,7 +217,7 @@ var whyRows = []whyRow{
 		use(s.Head, certificate(s.t, s.enrol(k, "n0").Cert))
 		s.post(wire.PathEnroll, s.answered(k.chip.nodeKey(), "n0"))
 	},
-		"n0 asked from 192.0.2.1 at TIME with another key than the one on record (was its TPM cleared?), and its grant is used up",
+		"n0 asked from 192.0.2.1 at TIME with another key than the one on record (was its TPM cleared?), and no grant is open",
 		enable},
 	{"level too low", []any{whyLevel}, saw(whyLevel, "tofu is less than pinned", true),
 		"n0 asked from 192.0.2.1 at TIME with the EK EK, which is not recorded, and the grant asks for more",

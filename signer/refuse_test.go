@@ -469,3 +469,41 @@ func TestAfterProof(t *testing.T) {
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(second, "n0")), wire.Refused)
 	equal(t, "journal entries a minute later", refusals(), 2)
 }
+
+// TestOtherKeyIsRefused: a node that has its certificate for another key of its TPM is told so, and not to wait, whatever
+// became of the grant since.
+func TestOtherKeyIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(*site)
+		why  reason
+	}{
+		"grant used":  {func(*site) {}, whyOtherKey},
+		"window over": {func(s *site) { s.enable("n0"); s.clock.move(2 * time.Hour) }, whyOtherKey},
+		"disabled":    {func(s *site) { s.disable("n0") }, whyOtherKey},
+		"level": {func(s *site) {
+			s.enable("n0")
+			rec := s.record("n0")
+			rec.Grant.Level = wire.Pinned
+			s.putRecord(rec)
+		}, whyLevel},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, chip := newSite(t), aChip(t)
+			first, second := chip.nodeKey(), chip.nodeKey()
+			next := certificate(t, decoded[wire.Enrolled](t, s.rekeyed(s.active(first, "n0"), second)).Cert)
+			equal(t, "first use", use(s.Head, next), "")
+			c.then(s)
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(first, "n0")), wire.Refused)
+			equal(t, "reason", s.reason("n0"), c.why)
+			if again := s.enrol(second, "n0").Cert; !bytes.Equal(again, next.Raw) {
+				t.Error("the right key gets another certificate")
+			}
+		})
+	}
+	// Nobody is to try another key where the one on record is refused as well.
+	s, c := newSite(t), aChip(t)
+	s.active(c.nodeKey(), "n0")
+	s.disable("n0")
+	s.clock.move(2 * nodeLife)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(c.nodeKey(), "n0")), wire.NotEnabled)
+}

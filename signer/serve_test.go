@@ -171,7 +171,7 @@ func TestDisabledCertificateLivesOn(t *testing.T) {
 	cert := certificate(t, s.enrol(k, "n0").Cert)
 	s.disable("n0")
 	equal(t, "first use", use(s.Head, cert), "")
-	refusedWith(t, s.post(wire.PathEnroll, s.answered(k.chip.nodeKey(), "n0")), wire.NotEnabled)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(k.chip.nodeKey(), "n0")), wire.Refused)
 }
 
 func softCA(t *testing.T, tmpl *x509.Certificate, parent *x509.Certificate, pub crypto.PublicKey, by crypto.Signer) []byte {
