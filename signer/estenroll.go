@@ -2,7 +2,6 @@ package signer
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"slices"
@@ -188,7 +187,7 @@ func (h *Head) certified(ctx context.Context, c *csr, item store.Item, next *slo
 		Events: []store.Event{ev},
 	})
 	if err != nil {
-		return nil, storeRefusal(errors.Join(err, h.followRing(ctx)))
+		return nil, h.notStored(ctx, err)
 	}
 	failpoint("est-stored")
 	h.signed(now)

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"slices"
 	"time"
 
@@ -177,7 +176,7 @@ func (h *Head) renewal(ctx context.Context, r renewal, item store.Item, s *slot,
 		tx.Puts = append(tx.Puts, store.Put{Key: r.bound.ek.Key, Value: []byte(s.Node)}, store.Put{Key: r.bound.key.Key, Value: []byte(s.Node)})
 	}
 	if err := h.store.Commit(ctx, tx); err != nil {
-		return nil, storeRefusal(errors.Join(err, h.followRing(ctx)))
+		return nil, h.notStored(ctx, err)
 	}
 	failpoint("renew-stored")
 	h.signed(now)
@@ -230,7 +229,8 @@ func (h *Head) renewTerms(s *slot, c *issued) attest.Terms {
 // mayRekey bounds the keys that a node goes through by itself. The key that it has may be certified again.
 func (h *Head) mayRekey(s *slot, c *issued, key string, now time.Time) *refusal {
 	next := s.Rekeyed.Add(rekeyEvery)
-	if key == s.Cert.Key || !now.Before(next) || h.due(s, c, now) {
+	// To the certificate before, which stays due until the new one is used, that is no exception.
+	if key == s.Cert.Key || !now.Before(next) || c == s.Cert && h.due(s, c, now) {
 		return nil
 	}
 	return refuse(wire.Refused, whyTooSoon, "%s has changed its key at %s, and may again at %s", s.Node, day(s.Rekeyed), day(next))

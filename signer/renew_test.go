@@ -343,6 +343,55 @@ func TestNewKey(t *testing.T) {
 	wantListed(t, s.crlNow(), old)
 }
 
+// TestNewKeyOnceADay: also by a certificate that is due, and stays so until the new one is used.
+func TestNewKeyOnceADay(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	old := s.active(c.nodeKey(), "n0")
+	s.clock.move(s.renewAtOf(old).Sub(s.clock.now()) + time.Second)
+	next := certificate(t, decoded[wire.Enrolled](t, s.rekeyed(old, c.nodeKey())).Cert)
+	rows := len(s.state())
+	for range 3 {
+		refusedWith(t, s.rekeyed(old, c.nodeKey()), wire.Refused)
+		equal(t, "reason", s.reason("n0"), whyTooSoon)
+	}
+	equal(t, "rows", len(s.state()), rows)
+	s.clock.move(rekeyEvery)
+	decoded[wire.Enrolled](t, s.rekeyed(old, c.nodeKey()))
+	equal(t, "the one that was never used", use(s.Head, next), wire.NotEnabled)
+}
+
+// TestRingCannotBeFollowed: a certificate that is in vain, since the CAs on record are others and cannot be read, is not
+// made over and over.
+func TestRingCannotBeFollowed(t *testing.T) {
+	for name, ask := range map[string]func(*site) func() reply{
+		"renewal": func(s *site) func() reply {
+			cert := s.active(aChip(t).nodeKey(), "n0", lasting(time.Hour, 50))
+			s.clock.move(40 * time.Minute)
+			return func() reply { return renewed(s.Head, cert) }
+		},
+		"EST": func(s *site) func() reply {
+			p, body := s.invite("host9"), pkcs10(t, softKey(t))
+			return func() reply { return s.simple("host9", p, body) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			f := s.failing()
+			asked := ask(s)
+			s.must(s.store.Commit(context.Background(), store.Tx{Puts: []store.Put{{Key: keyCAs, Value: []byte("{")}}}))
+			commits := 0
+			f.before = func(store.Tx) error {
+				if commits++; commits > 3 {
+					return store.ErrFailed // and no more
+				}
+				return nil
+			}
+			equal(t, "status", asked().status, http.StatusServiceUnavailable)
+			equal(t, "commits", commits, 1)
+		})
+	}
+}
+
 // TestNewKeyLost: the TPM lost the new key before its first use, and the node goes on with the old one: over
 // mTLS when that is due, by proof when it is over, and with a third key a day later.
 func TestNewKeyLost(t *testing.T) {

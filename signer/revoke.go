@@ -212,7 +212,8 @@ func (h *Head) listRevoked(ctx context.Context) error {
 	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed: %v", err)
 }
 
-// prune removes the records of certificates that are long over, and of their ends. What cannot be read stays.
+// prune removes the records of certificates that are long over, of their ends, and of the keys that no certificate on
+// record is for any more. What cannot be read stays.
 func (h *Head) prune(ctx context.Context, now time.Time) error {
 	over := func(prefix string, notAfter func(store.Item) (time.Time, error)) (keys []string, err error) {
 		for item, err := range h.store.List(ctx, prefix) {
@@ -250,5 +251,60 @@ func (h *Head) prune(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
+	return h.pruneKeys(ctx)
+}
+
+// pruneKeys frees the keys that no certificate on record is for: a node may change its key each day. The keys are read
+// before the certificates, so that one which gets a certificate meanwhile is found with it, or does not stand as it was
+// read. With a record that cannot be read all stay, since it may be of any of them.
+func (h *Head) pruneKeys(ctx context.Context) error {
+	keys := map[string]store.Item{}
+	for item, err := range h.store.List(ctx, prefixKey) {
+		if err != nil {
+			return damagedStays(err)
+		}
+		keys[strings.TrimPrefix(item.Key, prefixKey)] = item
+	}
+	for item, err := range h.store.List(ctx, prefixCert) {
+		var c *certRecord
+		if err == nil {
+			c, err = parse[certRecord](item)
+		}
+		if err != nil {
+			return damagedStays(err)
+		}
+		delete(keys, c.Key)
+	}
+	for item, err := range h.store.List(ctx, prefixSlot) {
+		var s *slot
+		if err == nil {
+			s, err = parse[slot](item)
+		}
+		if err != nil {
+			return damagedStays(err)
+		}
+		for _, c := range []*issued{s.Cert, s.Old} { // over, and may be renewed all the same
+			if c != nil {
+				delete(keys, c.Key)
+			}
+		}
+	}
+	for chunk := range slices.Chunk(slices.Collect(maps.Values(keys)), store.MaxOps) {
+		var tx store.Tx
+		for _, item := range chunk {
+			tx.Guards, tx.Deletes = append(tx.Guards, item.Guard()), append(tx.Deletes, item.Key)
+		}
+		if err := h.store.Commit(ctx, tx); err != nil && !errors.Is(err, store.ErrConflict) { // the next time, then
+			return err
+		}
+	}
 	return nil
+}
+
+// damagedStays is no failure where a record cannot be read: others say so.
+func damagedStays(err error) error {
+	if errors.Is(err, store.ErrDamaged) {
+		return nil
+	}
+	return err
 }

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,47 @@ func TestPrune(t *testing.T) {
 	if !has(prefixBarred + s.record("n0").Cert.Key) {
 		t.Error("the bar went too")
 	}
+}
+
+// TestPruneKeys: a key is free when the last certificate for it is long over, unless that may be renewed.
+func TestPruneKeys(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	f := s.failing()
+	ctx := context.Background()
+	a, b := c.nodeKey(), c.nodeKey()
+	use(s.Head, certificate(t, decoded[wire.Enrolled](t, s.rekeyed(s.active(a, "n0"), b)).Cert))
+	bound := func(k *key) bool {
+		item, err := s.store.Get(ctx, prefixKey+k.hash())
+		s.must(err)
+		return item.Revision != 0
+	}
+	s.must(s.prune(ctx, s.clock.now()))
+	equal(t, "of a certificate that has ended, bound", bound(a), true)
+	s.clock.move(nodeLife + keptFor + time.Minute)
+	for _, damaged := range []string{prefixSlot + "n0", prefixKey + b.hash()} {
+		f.damaged = damaged
+		s.must(s.prune(ctx, s.clock.now()))
+		equal(t, "with a damaged record, bound", bound(a), true)
+	}
+	f.damaged = ""
+	// Meanwhile it gets a certificate.
+	f.before = func(tx store.Tx) error {
+		if slices.Contains(tx.Deletes, prefixKey+a.hash()) {
+			f.before = nil
+			s.enable("n0")
+			s.enrol(a, "n0")
+		}
+		return nil
+	}
+	s.must(s.prune(ctx, s.clock.now()))
+	equal(t, "which got a certificate meanwhile, bound", bound(a), true)
+	s.enrol(b, "n0")
+	s.clock.move(2 * (nodeLife + keptFor))
+	s.must(s.prune(ctx, s.clock.now()))
+	equal(t, "of no certificate, bound", bound(a), false)
+	equal(t, "of one that may be renewed, bound", bound(b), true)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(a, "n0")), wire.Refused)
+	s.enrol(b, "n0")
 }
 
 // TestRevokedOnAnotherHead: what one head revokes, another over the same store refuses on the next request, on a

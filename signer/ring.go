@@ -238,6 +238,15 @@ func (h *Head) followRing(ctx context.Context) error {
 	return h.loadRing(ctx)
 }
 
+// notStored is why a transaction that guards the ring failed. It is a conflict, to be tried again, only if the ring on
+// record could be followed: with the old one each try would sign in vain.
+func (h *Head) notStored(ctx context.Context, err error) *refusal {
+	if behind := h.followRing(ctx); behind != nil {
+		return storeRefusal(fmt.Errorf("%w (%v)", behind, err))
+	}
+	return storeRefusal(err)
+}
+
 func (h *Head) loadMember(m caMember) (*authority, error) {
 	a := &authority{
 		crl: &published{}, responder: new(atomic.Pointer[responder]),
