@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"muster/agent/internal/tpm"
+	"muster/internal/template"
 	"muster/internal/testtpm"
 	"muster/internal/wire"
 )
@@ -605,6 +606,152 @@ func TestNoRoomInNV(t *testing.T) {
 	m.reboot()
 	if line, err = m.runWith(full); err != nil || !strings.HasSuffix(line, "storage head") || !cert.Equal(h.cert) {
 		t.Errorf("%s, %v", line, err)
+	}
+}
+
+// fault makes a TPM answer some commands with a code.
+func fault(code tpm2.TPMRC, commands ...tpm2.TPMCC) func(transport.TPM) transport.TPM {
+	return func(next transport.TPM) transport.TPM {
+		var faults []testtpm.Fault
+		for _, c := range commands {
+			faults = append(faults, testtpm.Fault{Code: c, At: 1, Times: 99, Answer: testtpm.RC(code)})
+		}
+		return testtpm.Inject(next, faults...)
+	}
+}
+
+// keys are those in the slots.
+func (m *machine) keys() (keys []*tpm.Key) {
+	m.withTPM(func(d *tpm.Device) (err error) {
+		keys, err = d.Keys(tpm.DefaultSlots)
+		return err
+	})
+	return keys
+}
+
+func (m *machine) withTPM(f func(*tpm.Device) error) {
+	m.t.Helper()
+	link, err := m.tpm.Dial()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer link.Close()
+	d := tpm.New(link)
+	defer d.Close()
+	if err := f(d); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestRoomComes: a node whose TPM had no room at its first boot has its certificate for a primary key. It keeps that
+// when there is room, and makes another key only when it is asked to.
+func TestRoomComes(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	full := fault(tpm2.TPMRCNVSpace, tpm2.TPMCCNVDefineSpace, tpm2.TPMCCEvictControl)
+	for range 2 {
+		if line, err := m.runWith(full); err != nil || !strings.HasSuffix(line, "storage head") {
+			t.Fatal(line, err)
+		}
+		m.reboot()
+	}
+	cert := h.cert
+	if line := m.must(); !strings.Contains(line, "enrolled at") || !strings.HasSuffix(line, "storage nv") {
+		t.Error(line)
+	}
+	if n := len(m.keys()); n > 0 {
+		t.Errorf("%d keys of no use are left in the TPM", n)
+	}
+	for range 2 {
+		m.reboot()
+		if line := m.must(); !strings.Contains(line, "confirmed by") {
+			t.Error(line)
+		}
+		if m.did(tpm2.TPMCCCreateLoaded) > 0 {
+			t.Error("another key was made")
+		}
+	}
+	if !cert.Equal(h.cert) {
+		t.Error("another certificate")
+	}
+}
+
+// TestRoomComesForAKey: with a certificate in NV that is of no use any more, and no place for its key, the boot goes on
+// with that key at once.
+func TestRoomComesForAKey(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	if line, err := m.runWith(fault(tpm2.TPMRCNVSpace, tpm2.TPMCCEvictControl)); err != nil || !strings.HasSuffix(line, "storage nv") {
+		t.Fatal(line, err)
+	}
+	m.reboot()
+	h.set(func() { h.cert = h.ca.node(t, "n0", h.cert.PublicKey, nil) }) // as when it was over, and renewed by the key
+	if line := m.must(); !strings.Contains(line, "enrolled at") {
+		t.Error(line)
+	}
+	if m.did(tpm2.TPMCCCreateLoaded) > 0 || len(m.keys()) > 0 {
+		t.Errorf("another key was made; %d are in the TPM", len(m.keys()))
+	}
+}
+
+// TestKeyOnRecord: of all keys that the TPM has, the one that the head has on record is found without NV, and those that
+// it refused go: as after a cut in `renew --new-key`, from a slot or from the primary.
+func TestKeyOnRecord(t *testing.T) {
+	for name, c := range map[string]struct{ right, left int }{
+		"first slot":  {0, 1},
+		"second slot": {1, 2}, // the first that is tried, for its algorithm
+		"primary":     {tpm.PrimarySlot, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHead(t)
+			m := newMachine(t, h)
+			var key *tpm.Key
+			m.withTPM(func(d *tpm.Device) error {
+				first, _, err := d.NodeKey(tpm.DefaultSlots, template.P384) // of another algorithm than is now asked for
+				if err != nil {
+					return err
+				}
+				second, _, err := d.OtherKey(tpm.DefaultSlots, template.P256, first)
+				if err != nil {
+					return err
+				}
+				primary, err := d.PrimaryKey(template.P256, nil)
+				key = map[int]*tpm.Key{0: first, 1: second, tpm.PrimarySlot: primary}[c.right]
+				return err
+			})
+			h.cert = h.ca.node(t, "n0", key.Public(), nil)
+			h.key = h.cert.RawSubjectPublicKeyInfo
+			if line := m.must(); !strings.Contains(line, "enrolled at") {
+				t.Error(line)
+			}
+			if left := m.keys(); len(left) != c.left {
+				t.Errorf("%d keys are left, not %d", len(left), c.left)
+			}
+			m.reboot()
+			if line := m.must(); !strings.Contains(line, "confirmed by") {
+				t.Error(line)
+			}
+		})
+	}
+}
+
+// TestOtherKeyIsLookedFor: to look for the key of the certificate in NV makes none in the other slot.
+func TestOtherKeyIsLookedFor(t *testing.T) {
+	h := newHead(t)
+	h.enabled = true
+	m := newMachine(t, h)
+	m.must()
+	h.revoke()
+	h.again()
+	m.must() // in the second slot now, and so it is in NV
+	m.withTPM(func(d *tpm.Device) error { return d.EvictSlot(tpm.DefaultSlots, 1) })
+	h.set(func() { clear(h.barred) })
+	m.reboot()
+	m.fails(StatusRefused)
+	if keys := m.keys(); len(keys) != 1 || keys[0].Slot() != 0 {
+		t.Errorf("%d keys", len(keys))
 	}
 }
 

@@ -20,8 +20,9 @@ import (
 	"muster/internal/wire"
 )
 
-// enroll gets a certificate for the node's key. A key that was barred with a revocation is replaced
-// by one in the other slot; a barred key may be there too, and then its place is used.
+// enroll gets a certificate for the node's key. When the head has another key on record, each that the TPM has of ours
+// is tried, and those that it refused go when one has a certificate in use. A key that was barred with a revocation is
+// replaced by one in the other slot; a barred key may be there too, and then its place is used.
 //
 // With revoked the head has just said that the certificate is: unless it has been enabled again
 // since, there is nothing to wait for.
@@ -30,45 +31,62 @@ func (b *boot) enroll(ctx, wait context.Context, revoked bool) (string, error) {
 	if err != nil {
 		return "", tpmError(err)
 	}
-	var replaced *tpm.Key
-	first := key
-	for attempt := 0; ; attempt++ {
+	var tried []*tpm.Key
+	var refusal error
+	for first, barred := key, 0; ; {
 		line, err := b.enrollKey(ctx, wait, key, revoked)
-		if err == nil && replaced != nil && b.active {
-			if err := b.tpm.EvictSlot(b.slots, replaced.Slot()); err != nil {
-				b.log.Warn("the key before this one is still in the TPM", "slot", replaced.Slot(), "err", err)
+		tried = append(tried, key)
+		switch code := code(err); {
+		case err == nil && b.active && refusal != nil:
+			b.evict(tried[:len(tried)-1])
+		case code == wire.Refused, code == wire.KeyBarred && refusal != nil: // a new key would be refused, too
+			if code == wire.Refused {
+				refusal = err
 			}
-		}
-		if code(err) == wire.Refused && attempt == 0 && key.Slot() != tpm.PrimarySlot {
-			if other := b.besides(key); other != nil {
-				b.log.Info("the key has been replaced; using the other", "slot", other.Slot())
-				replaced, key = key, other
+			if other := b.besides(tried); other != nil {
+				b.log.Info("the head has another key on record; trying the next one in the TPM", "slot", other.Slot())
+				key = other
 				continue
 			}
+			err = refusal
+		case code == wire.KeyBarred && barred < 2:
+			barred++
+			b.log.Warn("the key was barred with its revoked certificate; using another", "slot", key.Slot())
+			if key, err = b.anotherKey(first, key); err != nil {
+				return "", tpmError(err)
+			}
+			continue
 		}
-		if code(err) != wire.KeyBarred || attempt == 2 {
-			return line, b.enrollError(err, revoked)
+		return line, b.enrollError(err, revoked)
+	}
+}
+
+// evict makes room of keys that the head refused.
+func (b *boot) evict(refused []*tpm.Key) {
+	for _, key := range refused {
+		if key.Slot() == tpm.PrimarySlot {
+			continue
 		}
-		b.log.Warn("the key was barred with its revoked certificate; using another", "slot", key.Slot())
-		if key, err = b.anotherKey(first, key); err != nil {
-			return "", tpmError(err)
+		if err := b.tpm.EvictSlot(b.slots, key.Slot()); err != nil {
+			b.log.Warn("a key that the head refused is still in the TPM", "slot", key.Slot(), "err", err)
 		}
 	}
 }
 
-// nodeKey prefers the key that the certificate in NV is for: the head has bound that one.
+// nodeKey prefers the key that the certificate in NV is for, of whatever algorithm: the head has bound that one.
 func (b *boot) nodeKey() (*tpm.Key, error) {
-	key, created, err := b.tpm.NodeKey(b.slots, b.alg)
-	if err != nil || created || b.have == nil || samePublic(key, b.have.leaf.PublicKey) {
-		return key, err
-	}
-	if other := b.have.key; other.Slot() >= 0 && other.Slot() == 1-key.Slot() && other.Algorithm() == b.alg {
-		other, _, err := b.tpm.OtherKey(b.slots, b.alg, key)
-		if err == nil && samePublic(other, b.have.leaf.PublicKey) {
-			return other, nil
+	if b.have != nil {
+		pub := b.have.leaf.PublicKey
+		key, err := b.keyInSlot(b.tpm, pub)
+		if key == nil && err == nil && b.have.key.Slot() == tpm.PrimarySlot {
+			key, _ = b.tpm.PrimaryKey(b.have.key.Algorithm(), pub)
+		}
+		if key != nil || err != nil {
+			return key, err
 		}
 	}
-	return key, nil
+	key, _, err := b.tpm.NodeKey(b.slots, b.alg)
+	return key, err
 }
 
 // anotherKey returns a key besides first. When that one is barred as well, it makes room for a new one;

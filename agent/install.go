@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -140,7 +141,7 @@ func (b *boot) keyFile(key *tpm.Key) ([]byte, error) {
 	}
 	text, err := b.tpm.PEM(key)
 	if errors.Is(err, tpm.ErrPrimary) {
-		b.log.Warn("there is no node.key: the node key could not be given a place in the TPM", "event", journal.NotKept, "why", key.Why())
+		b.log.Warn("there is no node.key: the node key could not be given a place in the TPM", "event", journal.NotKept, "why", cmp.Or(key.Why(), err))
 		return nil, nil
 	}
 	if tpm.Locked(err) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -75,21 +76,27 @@ func (a *Agent) installed(d *tpm.Device) (*identity, error) {
 	if err != nil {
 		return nil, nil
 	}
-	keys, err := d.Keys(a.slots)
+	key, err := a.keyInSlot(d, leaf.PublicKey)
 	if err != nil {
 		return nil, tpmError(err)
 	}
-	for _, k := range keys {
-		if samePublic(k, leaf.PublicKey) {
-			return &identity{leaf: leaf, key: k, index: -1}, nil
+	if key == nil { // whether the deterministic primary is the certificate's shows when it signs
+		if key, err = d.KeyAt(0, leaf.PublicKey); err != nil {
+			return nil, nil
 		}
 	}
-	// Whether the deterministic primary is the certificate's shows when it signs.
-	key, err := d.KeyAt(0, leaf.PublicKey)
-	if err != nil {
-		return nil, nil
-	}
 	return &identity{leaf: leaf, key: key, index: -1}, nil
+}
+
+// keyInSlot looks for the key of a certificate in our slots; nil where it is in neither.
+func (a *Agent) keyInSlot(d *tpm.Device, pub crypto.PublicKey) (*tpm.Key, error) {
+	keys, err := d.Keys(a.slots)
+	for _, k := range keys {
+		if samePublic(k, pub) {
+			return k, nil
+		}
+	}
+	return nil, err
 }
 
 // newest returns the certificate to use: NV's, else what run has installed. Without either it is an

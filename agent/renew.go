@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"time"
 
 	"muster/agent/internal/tpm"
@@ -133,16 +134,30 @@ func (b *boot) clearAway(id *identity, self *wire.Self) {
 	}
 }
 
-// besides is our key in the other slot than key's; nil where there is none. Without NV only the head knows which of
-// two keys has the certificate.
-func (b *boot) besides(key *tpm.Key) *tpm.Key {
+// besides is a key of ours that the TPM has, in no slot of those that were tried; nil where there is none. Without NV
+// only the head knows which has the certificate. The deterministic primary comes last: it has it where the TPM had no
+// room for a key then, and has some now.
+func (b *boot) besides(tried []*tpm.Key) *tpm.Key {
+	untried := func(slot int) bool {
+		return !slices.ContainsFunc(tried, func(k *tpm.Key) bool { return k.Slot() == slot })
+	}
 	keys, err := b.tpm.Keys(b.slots)
+	if err != nil {
+		return nil
+	}
 	for _, k := range keys {
-		if err == nil && k.Slot() != key.Slot() && k.Algorithm() == b.alg {
+		if untried(k.Slot()) {
 			return k
 		}
 	}
-	return nil
+	if !untried(tpm.PrimarySlot) {
+		return nil
+	}
+	key, err := b.tpm.PrimaryKey(b.alg, nil)
+	if err != nil {
+		b.log.Warn("the primary key, which the head may have on record, cannot be derived", "err", err)
+	}
+	return key
 }
 
 // use keeps a certificate, installs it and shows it to a head.

@@ -134,7 +134,7 @@ func (d *Device) nodeKey(slots Slots, alg template.Algorithm, use []int, than *K
 	if than != nil && than.slot == PrimarySlot {
 		return nil, false, fmt.Errorf("%w: %w", ErrNoSlot, why)
 	}
-	key, err := d.primaryKey(alg, nil)
+	key, err := d.PrimaryKey(alg, nil)
 	if err != nil {
 		return nil, false, err
 	}
@@ -318,10 +318,10 @@ func (d *Device) evictSlot(slots Slots, slot int) (bool, error) {
 	return err == nil, failed("tpm2.EvictControl", tpm2.TPMRHOwner, err)
 }
 
-// primaryKey derives the deterministic primary of alg: in the owner hierarchy, or, where that one
-// refuses (a password, disabled), in the endorsement hierarchy. With want, only that key will do.
-// It stays loaded until Close.
-func (d *Device) primaryKey(alg template.Algorithm, want crypto.PublicKey) (*Key, error) {
+// PrimaryKey derives the deterministic primary of alg: in the owner hierarchy, or, where that one
+// refuses (a password, disabled), in the endorsement hierarchy. With want, a public key, only that key
+// will do, and another is [ErrBadSignature]. It stays loaded until Close.
+func (d *Device) PrimaryKey(alg template.Algorithm, want crypto.PublicKey) (*Key, error) {
 	pub := template.NodeKey(alg)
 	pub.Unique = primaryUnique(alg)
 	var first error
@@ -431,7 +431,7 @@ func (k *Key) loaded() (tpm2.TPMHandle, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.primary == 0 {
-		derived, err := k.dev.primaryKey(k.alg, k.pub)
+		derived, err := k.dev.PrimaryKey(k.alg, k.pub)
 		if err != nil {
 			return 0, err
 		}
