@@ -23,6 +23,7 @@ var controls = []control{
 	{"I1: a proof for one certificate renews another", "signer/renew.go", `Grant: c.Serial,`, `Grant: "",`, "./signer", "TestNewKeyAttacks$"},
 	{"I3: a certificate ends before the next one is used", "signer/enroll.go", `if s.Cert != nil && s.Cert.Activated {`, `if false {`, "./signer", "TestRenew$"},
 	{"I3: a node waits with a key that is not the one on record", "signer/enroll.go", `case s.Cert == nil:`, `case s.Cert == nil || no.reason != whyNotEnabled:`, "./signer", "TestOtherKeyIsRefused$"},
+	{"I3: a node forgets its primary key when there is room for another", "agent/renew.go", `if !untried(tpm.PrimarySlot) {`, `if true {`, "./agent", "TestRoomComes$"},
 	{"I1: a key is freed while it gets a certificate", "signer/revoke.go", `append(tx.Guards, item.Guard()), append(tx.Deletes`, `nil, append(tx.Deletes`, "./signer", "TestPruneKeys$"},
 	{"I5: a renewal raises the level", "signer/renew.go", `key, err := c.subject()`, `key, err := c.subject(); key.level = s.level(s.EK, wire.TOFU)`, "./signer", "TestRenewLevel$"},
 	{"I10: renewed whenever it is asked for", "signer/renew.go", `if !h.due(s, c, now) {`, `if false {`, "./signer", "TestRenew$"},

@@ -37,14 +37,16 @@ func (b *boot) enroll(ctx, wait context.Context, revoked bool) (string, error) {
 		line, err := b.enrollKey(ctx, wait, key, revoked)
 		tried = append(tried, key)
 		switch code := code(err); {
-		case err == nil && b.active && refusal != nil:
-			b.evict(tried[:len(tried)-1])
+		case err == nil && refusal != nil:
+			b.log.Info("of the keys in the TPM the head has another one on record; using that", "slot", key.Slot())
+			if b.active {
+				b.evict(tried[:len(tried)-1])
+			}
 		case code == wire.Refused, code == wire.KeyBarred && refusal != nil: // a new key would be refused, too
 			if code == wire.Refused {
 				refusal = err
 			}
 			if other := b.besides(tried); other != nil {
-				b.log.Info("the head has another key on record; trying the next one in the TPM", "slot", other.Slot())
 				key = other
 				continue
 			}

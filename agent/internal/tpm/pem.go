@@ -9,7 +9,7 @@ import (
 )
 
 // ErrPrimary is a primary key asked for its private blob: it has none.
-var ErrPrimary = errors.New("the node key is a primary key, which cannot be exported as a TSS2 PRIVATE KEY file; with room in the TPM, and one of its slots empty: muster-agent renew --new-key")
+var ErrPrimary = errors.New("the node key is a primary key, which has no TSS2 PRIVATE KEY file; when there is room in the TPM for another: muster-agent renew --new-key")
 
 // oidLoadableKey is TCG's id-loadablekey (draft-bottomley-tpm2-keys).
 var oidLoadableKey = asn1.ObjectIdentifier{2, 23, 133, 10, 1, 3}
