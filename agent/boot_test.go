@@ -677,6 +677,38 @@ func TestRoomComes(t *testing.T) {
 	}
 }
 
+// TestRoomComesPowerCut cuts the power at each command of the boot that finds room. The next one gets there, with the same
+// certificate.
+func TestRoomComesPowerCut(t *testing.T) {
+	t.Parallel()
+	full := fault(tpm2.TPMRCNVSpace, tpm2.TPMCCNVDefineSpace, tpm2.TPMCCEvictControl)
+	for _, after := range []bool{false, true} {
+		for at := 1; ; at++ {
+			h := newHead(t)
+			h.enabled = true
+			m := newMachine(t, h)
+			if line, err := m.runWith(full); err != nil {
+				t.Fatal(line, err)
+			}
+			m.reboot()
+			cert := h.cert
+			var k *testtpm.Killer
+			m.runWith(func(t transport.TPM) transport.TPM { k = m.tpm.CutPower(t, at, after); return k })
+			m.reboot()
+			if line, err := m.run(); err != nil || !cert.Equal(h.cert) {
+				t.Errorf("command %d, after %v: %s %v", at, after, line, err)
+			}
+			m.tpm.Stop()
+			if !k.Fired() {
+				if at < 15 {
+					t.Errorf("only %d commands", at-1)
+				}
+				break
+			}
+		}
+	}
+}
+
 // TestRoomComesForAKey: with a certificate in NV that is of no use any more, and no place for its key, the boot goes on
 // with that key at once.
 func TestRoomComesForAKey(t *testing.T) {
