@@ -28,6 +28,7 @@ var controls = []control{
 	{"I5: a renewal raises the level", "signer/renew.go", `key, err := c.subject()`, `key, err := c.subject(); key.level = s.level(s.EK, wire.TOFU)`, "./signer", "TestRenewLevel$"},
 	{"I10: renewed whenever it is asked for", "signer/renew.go", `if !h.due(s, c, now) {`, `if false {`, "./signer", "TestRenew$"},
 	{"I10: a key for each who is due, again and again", "signer/renew.go", `c == s.Cert && h.due(s, c, now)`, `h.due(s, c, now)`, "./signer", "TestNewKeyOnceADay$"},
+	{"I10: certificates in vain, over and over", "signer/ring.go", `if behind := h.followRing(ctx); behind != nil {`, `if behind := h.followRing(ctx); behind == err {`, "./signer", "TestRingCannotBeFollowed$"},
 	{"I10: keys are bound for ever", "signer/revoke.go", `return h.pruneKeys(ctx)`, `return nil`, "./signer", "TestPruneKeys$"},
 	{"disable stops no renewal", "signer/renew.go", `if no == nil && s.Disabled {`, `if false {`, "./signer", "TestRenewRefused$"},
 	{"I1: nobody waits for approval", "signer/approve.go", `(s.Grant.Approve || s.Grant.Learn)`, `false`, "./signer", "TestApprove$"},
