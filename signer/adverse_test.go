@@ -260,14 +260,6 @@ func TestCompromisedEpoch(t *testing.T) {
 	refusedWith(t, s.post(wire.PathEnroll, answer), wire.StaleChallenge)
 }
 
-// TestClockAheadForAMoment: what time alone undoes is not undone by a clock that jumps.
-func TestClockAheadForAMoment(t *testing.T) {
-	s := newSite(t)
-	equal(t, "steady", s.steady(), true)
-	s.clock.move(98 * 24 * time.Hour)
-	equal(t, "steady", s.steady(), false)
-}
-
 // TestKeysGo: the key of a CA that is over goes, though the head could not finish then.
 func TestKeysGo(t *testing.T) {
 	s := newSite(t)

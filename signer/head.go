@@ -56,6 +56,8 @@ type Config struct {
 	Passphrase Passphrase // of the CA's key, where that is encrypted
 	Limits     Limits
 	Now        func() time.Time // nil: time.Now
+	// Elapsed is a clock that nobody sets, from any moment on; nil: the kernel's monotonic one.
+	Elapsed func() time.Duration
 	// Synchronised says whether NTP or the like disciplines the clock; nil: adjtimex(2).
 	Synchronised func() bool
 	Log          *slog.Logger // nil: discard
@@ -68,6 +70,7 @@ type Head struct {
 	publicURL  string
 	passphrase Passphrase // for the keys of the CAs that a rotation makes
 	now        func() time.Time
+	elapsed    func() time.Duration
 	log        *slog.Logger
 	inSync     func() bool // whether something disciplines the clock
 
@@ -80,6 +83,7 @@ type Head struct {
 	ring       atomic.Pointer[ring]
 	verifier   attest.Verifier
 	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
+	pace       pace
 	server     atomic.Pointer[tls.Certificate]
 	crlAsked   chan struct{}
 	publishing sync.Mutex // of CRLs
@@ -105,7 +109,7 @@ type Head struct {
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
 		dir: cfg.Dir, passphrase: cfg.Passphrase,
-		now: cfg.Now, inSync: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
+		now: cfg.Now, elapsed: cfg.Elapsed, inSync: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked:  make(chan struct{}, 1),
 		answers:   ocspAnswers{of: map[certID]*ocspAnswer{}},
 		working:   make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
@@ -118,6 +122,10 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	if h.now == nil {
 		h.now = time.Now
 	}
+	if h.elapsed == nil {
+		began := time.Now()
+		h.elapsed = func() time.Duration { return time.Since(began) }
+	}
 	if h.inSync == nil {
 		h.inSync = synchronised
 	}
@@ -128,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h.makers = ekroots.In(filepath.Join(cfg.Dir, "ek-roots"), func(err error) {
 		h.try("a certificate of a TPM's maker is not read", err)
 	})
-	for _, load := range []func(context.Context) error{h.loadCluster, h.loadWitness, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor} {
+	for _, load := range []func(context.Context) error{h.loadCluster, h.loadWitness, h.loadRing, h.loadEpochs, h.loadCRLs, h.loadFloor, h.loadPace} {
 		if err := load(ctx); err != nil {
 			return nil, err
 		}
@@ -289,9 +297,7 @@ func (h *Head) tend(ctx context.Context) error {
 			crl = true
 		case <-tick.C:
 		}
-		// A clock that was far ahead for a moment must not undo what time undoes: before that, there is a record of
-		// a moment not long ago.
-		now, steady := h.now(), h.steady()
+		now := h.now()
 		h.try("what another head did is not known", errors.Join(h.followRing(ctx), h.followHosts(ctx)))
 		h.tidy()
 		if h.verifier.Epochs.Due(now) {
@@ -307,17 +313,11 @@ func (h *Head) tend(ctx context.Context) error {
 				crlAt = now.Add(crlEvery)
 			}
 			h.try("the next CA does not vouch for the one that signs", h.linkBack(ctx, now))
-			if steady {
-				h.try("records of what is long over not removed", h.prune(ctx, now))
-				h.try("a CA that is over is not taken leave of", h.retire(ctx, now))
-			}
+			h.leave(ctx, now)
 			h.answers.forget(now)
 		}
 	}
 }
-
-// steady says whether the clock is not more than a day past the last record.
-func (h *Head) steady() bool { return h.now().Unix()-h.floor.Load() < 24*60*60 }
 
 func (h *Head) try(failed string, err error) (ok bool) {
 	if err != nil {

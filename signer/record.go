@@ -15,6 +15,7 @@ const (
 	keyCluster   = "cluster"
 	keyCAs       = "ca"
 	keyEpoch     = "epoch"
+	keySteady    = "steady" // when a head last found its clock steady
 	prefixSlot   = "slot/"
 	prefixEK     = "ek/"     // + fingerprint of an EK -> node name
 	prefixKey    = "key/"    // + fingerprint of a node key -> node name

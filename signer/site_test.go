@@ -93,7 +93,7 @@ func (s *site) another() (*Head, error) {
 		st = s.wrap(st)
 	}
 	return Open(context.Background(), Config{
-		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now, Synchronised: func() bool { return !s.alone },
+		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now, Elapsed: s.clock.elapsed, Synchronised: func() bool { return !s.alone },
 		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 }
@@ -268,8 +268,9 @@ func refusedWith(t tb, r reply, want wire.Code) {
 
 // clock is the head's, moved by hand.
 type clock struct {
-	mu sync.Mutex
-	at time.Time
+	mu   sync.Mutex
+	at   time.Time
+	gone time.Duration
 }
 
 // noon is not a whole second: certificates round, records need not.
@@ -281,10 +282,25 @@ func (c *clock) now() time.Time {
 	return c.at
 }
 
+// elapsed is the clock that nobody sets.
+func (c *clock) elapsed() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
+}
+
+// move lets time go by, or sets the clock back.
 func (c *clock) move(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.at = c.at.Add(d)
+	c.at, c.gone = c.at.Add(d), c.gone+max(d, 0)
+}
+
+// set sets the clock, by so much.
+func (c *clock) set(by time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(by)
 }
 
 // lockedBuffer is a log that is read while it is written.
