@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,6 +215,88 @@ func TestAnotherHeadFollows(t *testing.T) {
 	s.must(err)
 	s.must(other.followHosts(context.Background()))
 	equal(t, "hosts at the other head", strings.Join(*other.hosts.Load(), ","), "head,127.0.0.1,head2")
+}
+
+// TestRingsReadLate: a ring that was read in the middle of a rotation takes the place of no newer one, nor of the
+// same one, whose CRL and responder would be gone.
+func TestRingsReadLate(t *testing.T) {
+	s := newSite(t)
+	f := s.failing()
+	s.Head.passphrase = Passphrase("secret")
+	_, cert := s.enrolled("n0")
+	var late *ring
+	f.after = func(tx store.Tx) {
+		if puts(tx, keyCAs) {
+			f.after = nil
+			var err error
+			late, err = s.readRing(context.Background())
+			s.must(err)
+		}
+	}
+	s.rotate(RotateRequest{RevokeAll: true})
+	now := s.ring.Load()
+	s.adopt(late)
+	equal(t, "the ring is that of the rotation", s.ring.Load() == now, true)
+	equal(t, "CRL of the new CA", s.public(crlPath(s.ca().id())).status, 200)
+	equal(t, "its responder", s.ca().responder.Load() != nil, true)
+	s.clock.move(time.Hour)
+	s.rotate(RotateRequest{RevokeAll: true})
+	s.adopt(late)
+	equal(t, "CAs", len(s.ring.Load().members), 3)
+	equal(t, "use", use(s.Head, cert), wire.NotEnabled)
+}
+
+// TestRingReadFirst: one that meets the conflict takes the new ring before the rotation itself does.
+func TestRingReadFirst(t *testing.T) {
+	s := newSite(t)
+	f := s.failing()
+	f.after = func(tx store.Tx) {
+		if !puts(tx, keyCAs) {
+			return
+		}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if err := s.followRing(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	s.rotate(RotateRequest{RevokeAll: true})
+	s.must(s.followRing(context.Background()))
+	equal(t, "CRL of the new CA", s.public(crlPath(s.ca().id())).status, 200)
+	equal(t, "its responder", s.ca().responder.Load() != nil, true)
+	equal(t, "the server's certificate is of the old CA", s.outdated(s.server.Load()), false)
+}
+
+// TestFollowedKeys: to decrypt a key costs a head much, so those in memory are not read again.
+func TestFollowedKeys(t *testing.T) {
+	s := newSite(t)
+	old := s.ca()
+	other, err := s.another()
+	s.must(err)
+	s.rotate(RotateRequest{})
+	s.must(os.WriteFile(s.caFile(old.keyFile), nil, 0o600))
+	s.must(other.followRing(context.Background()))
+	equal(t, "CAs that sign", len(other.ring.Load().all()), 2)
+	equal(t, "the old one's CRL is served", other.ring.Load().byID(old.id()).crl.list.Load() != nil, true)
+}
+
+// TestServerMadeDuringRotation: a certificate that the old CA signed for this head does not replace the new one's.
+func TestServerMadeDuringRotation(t *testing.T) {
+	s := newSite(t)
+	f := s.failing()
+	f.before = func(tx store.Tx) error {
+		if puts(tx, prefixCert) {
+			f.before = nil
+			s.rotate(RotateRequest{RevokeAll: true})
+		}
+		return nil
+	}
+	s.must(s.renewServer(context.Background()))
+	s.must(s.server.Load().Leaf.CheckSignatureFrom(s.ca().cert))
 }
 
 // TestBurntStaysBurnt whatever comes after.

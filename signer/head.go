@@ -81,10 +81,13 @@ type Head struct {
 	cluster    cluster                  // but for its hosts, which change
 	hosts      atomic.Pointer[[]string] // names and addresses in the heads' certificates
 	ring       atomic.Pointer[ring]
+	adopting   sync.Mutex // of a ring
+	following  sync.Mutex // of the ring on record
 	verifier   attest.Verifier
 	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
 	pace       pace
 	server     atomic.Pointer[tls.Certificate]
+	serving    sync.Mutex // of server
 	crlAsked   chan struct{}
 	publishing sync.Mutex // of CRLs
 	answers    ocspAnswers
@@ -255,8 +258,15 @@ func (h *Head) renewServer(ctx context.Context) error {
 	if err := h.recordOwn(ctx, classHead, ca, cert, now); err != nil {
 		return err
 	}
+	h.serving.Lock()
+	defer h.serving.Unlock()
 	// The roots go along: a node that knows only a hash finds them here.
-	h.server.Store(&tls.Certificate{Certificate: append([][]byte{cert.Raw}, h.ring.Load().sent()...), PrivateKey: key, Leaf: cert})
+	next := &tls.Certificate{Certificate: append([][]byte{cert.Raw}, h.ring.Load().sent()...), PrivateKey: key, Leaf: cert}
+	if h.outdated(next) {
+		h.crlDue() // the CA was turned meanwhile, or the names changed; tend looks again
+		return nil
+	}
+	h.server.Store(next)
 	return nil
 }
 

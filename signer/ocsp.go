@@ -100,7 +100,9 @@ func (h *Head) renewResponder(ctx context.Context, ca *authority, now time.Time)
 	if err := h.recordOwn(ctx, classOCSP, ca, cert, now); err != nil {
 		return err
 	}
-	ca.responder.Store(&responder{cert, key})
+	if ca = h.ring.Load().byID(ca.id()); ca != nil {
+		ca.responder.Store(&responder{cert, key})
+	}
 	return nil
 }
 

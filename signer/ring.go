@@ -184,38 +184,59 @@ func (r *ring) record() caRecord {
 	return rec
 }
 
-// loadRing reads the CAs on record, and the key of each that signs anything, CRLs included.
 func (h *Head) loadRing(ctx context.Context) error {
-	item, err := h.store.Get(ctx, keyCAs)
+	r, err := h.readRing(ctx)
 	if err != nil {
 		return err
 	}
+	h.adopt(r)
+	h.tidy()
+	return nil
+}
+
+// readRing reads the CAs on record, and the key of each that signs anything, CRLs included.
+func (h *Head) readRing(ctx context.Context) (*ring, error) {
+	item, err := h.store.Get(ctx, keyCAs)
+	if err != nil {
+		return nil, err
+	}
 	if item.Revision == 0 {
-		return fmt.Errorf("no CA is on record: %w", store.ErrDamaged)
+		return nil, fmt.Errorf("no CA is on record: %w", store.ErrDamaged)
 	}
 	rec, err := parse[caRecord](item)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r, was := &ring{item: item}, h.ring.Load()
 	for _, m := range rec.Members {
-		a, err := h.loadMember(m)
+		a, err := h.loadMember(m, was)
 		if err != nil {
-			return err
-		}
-		if was != nil {
-			if same := was.byID(a.id()); same != nil {
-				a.crl, a.responder = same.crl, same.responder
-			}
+			return nil, err
 		}
 		r.members = append(r.members, a)
 	}
 	if r.byRole(roleActive) == nil {
-		return fmt.Errorf("record %s names no CA that signs: %w", keyCAs, store.ErrDamaged)
+		return nil, fmt.Errorf("record %s names no CA that signs: %w", keyCAs, store.ErrDamaged)
+	}
+	return r, nil
+}
+
+// adopt makes r the ring, unless the one that is there is as new: what is read from the record while another turns
+// the ring may come late. CRL and responder are shared by all that a CA has been.
+func (h *Head) adopt(r *ring) {
+	h.adopting.Lock()
+	defer h.adopting.Unlock()
+	if was := h.ring.Load(); was != nil {
+		if r.item.Revision <= was.item.Revision {
+			return
+		}
+		for _, a := range r.members {
+			if same := was.byID(a.id()); same != nil && a.crl != same.crl {
+				a.crl, a.responder = same.crl, same.responder
+			}
+		}
 	}
 	h.ring.Store(r)
-	h.tidy()
-	return nil
 }
 
 // tidy brings the files in line with the record.
@@ -228,10 +249,19 @@ func (h *Head) tidy() {
 	h.try("public/ca.pem not written", h.publishBundle(r))
 }
 
-// followRing takes the ring that is on record, where that is another one: another head may have turned it.
+// followRing takes the ring that is on record, where that is a newer one: another head may have turned it. Of many
+// that come at once one reads it, since to decrypt a key takes long.
 func (h *Head) followRing(ctx context.Context) error {
-	item, err := h.store.Get(ctx, keyCAs)
-	if err != nil || item.Revision == h.ring.Load().item.Revision {
+	newer := func() (bool, error) {
+		item, err := h.store.Get(ctx, keyCAs)
+		return item.Revision > h.ring.Load().item.Revision, err
+	}
+	if is, err := newer(); err != nil || !is {
+		return err
+	}
+	h.following.Lock()
+	defer h.following.Unlock()
+	if is, err := newer(); err != nil || !is {
 		return err
 	}
 	h.crlDue()
@@ -247,7 +277,8 @@ func (h *Head) notStored(ctx context.Context, err error) *refusal {
 	return storeRefusal(err)
 }
 
-func (h *Head) loadMember(m caMember) (*authority, error) {
+// loadMember is a CA of the record, with the key that it has in was, or in its file.
+func (h *Head) loadMember(m caMember, was *ring) (*authority, error) {
 	a := &authority{
 		crl: &published{}, responder: new(atomic.Pointer[responder]),
 		role: m.Role, keyFile: m.Key, gone: m.Gone, cross: m.Cross, back: m.Back, since: m.Since,
@@ -266,6 +297,12 @@ func (h *Head) loadMember(m caMember) (*authority, error) {
 	if m.Gone {
 		return a, a.complete()
 	}
+	if was != nil {
+		if i := slices.IndexFunc(was.members, func(o *authority) bool { return o.key != nil && o.cert.Equal(a.cert) }); i >= 0 {
+			a.key = was.members[i].key
+			return a, a.check()
+		}
+	}
 	err = h.loadKey(a)
 	if err != nil && m.Role != roleActive {
 		// The head goes on without it: what the others signed, and this one's last CRL, are good all the same.
@@ -281,6 +318,9 @@ func (h *Head) loadKey(a *authority) error {
 	if errors.Is(err, os.ErrNotExist) {
 		// It was not given its name yet when the head ended, see makeNext.
 		text, err = os.ReadFile(path + unborn)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		text, err = os.ReadFile(path) // or just now
 	}
 	if err != nil {
 		return err
@@ -347,7 +387,7 @@ func (h *Head) turn(ctx context.Context, was, next *ring, ev store.Event) error 
 		return cmp.Or(again, h.loadRing(ctx))
 	}
 	next.item = item
-	h.ring.Store(next)
+	h.adopt(next)
 	h.signed(ev.Time)
 	h.tidy()
 	// What follows is made from the record, and so again at each start.
