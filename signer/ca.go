@@ -172,9 +172,11 @@ func (a *authority) sign(tmpl *x509.Certificate, pub crypto.PublicKey, life time
 	return x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)
 }
 
-// aged says that two thirds of a head's own certificate's life are over.
-func aged(cert *x509.Certificate, now time.Time) bool {
-	return now.After(cert.NotBefore.Add(headLife * 2 / 3))
+// aged says that two thirds of the life of a head's own certificate, by a, are over. So they are of one that is not
+// good yet, which a clock that was ahead has made, unless the next one would not be either.
+func (a *authority) aged(cert *x509.Certificate, now time.Time) bool {
+	early := now.Before(cert.NotBefore) && a.cert.NotBefore.Before(cert.NotBefore)
+	return early || now.After(cert.NotBefore.Add(headLife*2/3))
 }
 
 // keyID is a subject key identifier by RFC 7093, method 1: the first 160 bits of the SHA-256 of the

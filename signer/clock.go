@@ -74,6 +74,7 @@ func (h *Head) adminClockAccept(ctx context.Context, _ struct{}, _ *stream) (any
 	}
 	h.floor.Store(now.Unix())
 	h.try("server certificate not made", h.renewServer(ctx)) // the old one may not be good yet
+	h.try("certificate for OCSP not made", h.renewResponders(ctx))
 	h.crlDue()
 	return h.clockView(), nil
 }

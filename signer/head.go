@@ -313,7 +313,7 @@ func (h *Head) tend(ctx context.Context) error {
 		if h.verifier.Epochs.Due(now) {
 			h.try("epoch key not changed", h.rotateEpoch())
 		}
-		if server := h.server.Load(); server == nil || h.outdated(server) || aged(server.Leaf, now) {
+		if server := h.server.Load(); server == nil || h.outdated(server) || h.ca().aged(server.Leaf, now) {
 			h.try("server certificate not renewed", h.renewServer(ctx))
 		}
 		h.try("certificate for OCSP not renewed", h.renewResponders(ctx))

@@ -78,7 +78,7 @@ func (h *Head) renewResponders(ctx context.Context) error {
 	now := h.now()
 	var failed error
 	for _, ca := range h.ring.Load().all() {
-		if r := ca.responder.Load(); r == nil || aged(r.cert, now) {
+		if r := ca.responder.Load(); r == nil || ca.aged(r.cert, now) {
 			failed = errors.Join(failed, h.renewResponder(ctx, ca, now))
 		}
 	}

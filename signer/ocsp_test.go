@@ -324,6 +324,32 @@ func TestOCSPRenewal(t *testing.T) {
 	}
 }
 
+// TestOCSPAfterAClockAhead: what was made by a clock that was ahead is made anew, once that is set right.
+func TestOCSPAfterAClockAhead(t *testing.T) {
+	s := newSite(t)
+	_, cert := s.enrolled("n0")
+	const ahead = 400 * 24 * time.Hour
+	s.clock.set(ahead)
+	s.must(s.renewServer(context.Background()))
+	s.must(s.renewResponders(context.Background()))
+	s.clock.set(-ahead)
+	_, err := s.adminClockAccept(context.Background(), struct{}{}, noStream())
+	s.must(err)
+	now := s.clock.now()
+	answer := ocspOf(t, s.Head, cert, s.ca().cert, crypto.SHA1)
+	equal(t, "its responder is good", answer.Certificate.NotBefore.Before(now) && answer.Certificate.NotAfter.After(now), true)
+
+	// A CA that was made ahead gives nothing that is good yet, and so the same one will do.
+	s.clock.set(ahead)
+	s.rotate(RotateRequest{RevokeAll: true})
+	s.clock.set(-ahead)
+	_, err = s.adminClockAccept(context.Background(), struct{}{}, noStream())
+	s.must(err)
+	responder := s.ca().responder.Load()
+	s.must(s.renewResponders(context.Background()))
+	equal(t, "made anew for nothing", s.ca().responder.Load() != responder, false)
+}
+
 // TestOCSPRenewedUnattended: a serving head swaps server certificate and responder when they are due.
 func TestOCSPRenewedUnattended(t *testing.T) {
 	s := newSite(t)
