@@ -100,6 +100,27 @@ func TestRevokeFails(t *testing.T) {
 	equal(t, "use", use(s.Head, cert), "")
 }
 
+// TestCRLOnFullDisk: where the CRL cannot be written to its files, it is served all the same, and the next look writes
+// it.
+func TestCRLOnFullDisk(t *testing.T) {
+	s := newSite(t)
+	_, cert := s.enrolled("n0")
+	dir := filepath.Join(s.dir, "public")
+	s.must(os.Rename(dir, dir+".away"))
+	_, err := s.tryRevoke(RevokeRequest{IDs: []string{"n0"}})
+	var partly *AdminError
+	if !errors.As(err, &partly) || partly.Kind != KindPartly {
+		t.Errorf("revoke says %v", err)
+	}
+	wantListed(t, s.crlServed(), cert)
+	equal(t, "CRLs asked for", len(s.crlAsked), 1)
+	s.must(os.Rename(dir+".away", dir))
+	wantListed(t, s.crlNow(), cert)
+	inFile, err := x509.ParseRevocationList(s.file("public/" + filepath.Base(crlPath(s.ca().id()))))
+	s.must(err)
+	wantListed(t, inFile, cert)
+}
+
 // TestRetireWaits: a CA is there as long as any certificate of it is in date, ended or not, and its CRL with it.
 func TestRetireWaits(t *testing.T) {
 	s := newSite(t)

@@ -204,7 +204,8 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 	return entries, nil
 }
 
-// publishCRL writes the CRL where web servers on this head can load it, and serves it.
+// publishCRL serves the CRL, and writes it where web servers on this head can load it. A disk that takes no file keeps
+// no revocation back from those who ask.
 //
 // Of two that are signed at the same moment the one with the higher number stays.
 func (h *Head) publishCRL(ca *authority, crl *x509.RevocationList) error {
@@ -213,16 +214,14 @@ func (h *Head) publishCRL(ca *authority, crl *x509.RevocationList) error {
 	if crl.Number.Int64() < ca.crl.number {
 		return nil
 	}
-	base := h.crlFile(ca)
-	if err := durable.WriteFile(base, crl.Raw, 0o644); err != nil {
-		return err
-	}
-	if err := durable.WriteFile(base+".pem", crlPEM(crl), 0o644); err != nil {
-		return err
-	}
 	ca.crl.list.Store(crl)
 	ca.crl.number = crl.Number.Int64()
-	return durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644)
+	base := h.crlFile(ca)
+	return errors.Join(
+		durable.WriteFile(base, crl.Raw, 0o644),
+		durable.WriteFile(base+".pem", crlPEM(crl), 0o644),
+		durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644),
+	)
 }
 
 // allCRLs holds the CRL of each CA, since a web server takes one file for all.

@@ -209,7 +209,7 @@ func (h *Head) listRevoked(ctx context.Context) error {
 		return nil
 	}
 	h.crlDue()
-	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed: %v", err)
+	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed, or not in its files: %v", err)
 }
 
 // prune removes the records of certificates that are long over, of their ends, and of the keys that no certificate on
