@@ -141,6 +141,27 @@ func TestRetireWaits(t *testing.T) {
 	equal(t, "CRLs in crl.pem", strings.Count(string(s.file("public/crl.pem")), "BEGIN"), 2)
 }
 
+// TestRetireDamaged: a record that cannot be read may be of the CA's last certificate, but not for ever.
+func TestRetireDamaged(t *testing.T) {
+	s := newSite(t)
+	f := s.failing()
+	_, cert := s.enrolled("n0")
+	old := s.ca()
+	s.rotate(RotateRequest{})
+	s.rotate(RotateRequest{Finish: true, Force: true})
+	f.damaged = prefixCert + serialHex(cert.SerialNumber)
+	for _, after := range []struct {
+		gone time.Duration
+		role role
+	}{{headLife + keptFor + time.Hour, roleRetired}, {MaxLife - headLife - 2*time.Hour, roleRetired}, {2 * time.Hour, roleOver}} {
+		s.clock.move(after.gone)
+		s.must(s.retire(context.Background(), s.clock.now()))
+		equal(t, "role", s.ring.Load().byID(old.id()).role, after.role)
+		_, err := os.Stat(s.caFile(old.keyFile))
+		equal(t, "the key is there", err == nil, after.role == roleRetired)
+	}
+}
+
 // TestLinkBack: who trusts the new CA alone is told to believe the old one only as long as that one's certificates
 // need it, and no CA below it.
 func TestLinkBack(t *testing.T) {

@@ -329,10 +329,11 @@ func (h *Head) newEpochs() error {
 type caUse struct {
 	good int       // in date, and not ended one by one
 	last time.Time // when the last one is over, ended or not; zero: there is none
+
+	damaged bool // there are records that cannot be read: they may be of any CA's certificates
 }
 
-// usage looks through the records of certificates. One that is damaged may be any CA's, and keeps nothing else
-// from being done.
+// usage looks through the records of certificates.
 func (h *Head) usage(ctx context.Context, a *authority, now time.Time) (use caUse, err error) {
 	for item, err := range h.store.List(ctx, prefixCert) {
 		var c *certRecord
@@ -341,6 +342,7 @@ func (h *Head) usage(ctx context.Context, a *authority, now time.Time) (use caUs
 		}
 		if errors.Is(err, store.ErrDamaged) {
 			h.log.Error("the record of a certificate cannot be read", "event", journal.Upkeep, "key", item.Key, "err", err)
+			use.damaged = true
 			continue
 		}
 		if err != nil {
@@ -434,7 +436,8 @@ func (h *Head) acknowledge(ctx context.Context, body []byte, cert *x509.Certific
 
 // retire takes leave of the CAs whose certificates are all over, ended ones too, since others read CRLs only as long
 // as there are any. Nodes need not trust such a CA any more, and its key is removed: a node that was away for
-// long still pins it, and would obey whoever has that key.
+// long still pins it, and would obey whoever has that key. Where a record cannot be read, such a CA is taken to have
+// signed a certificate of the longest life as long as it signed any.
 func (h *Head) retire(ctx context.Context, now time.Time) error {
 	h.rotating.Lock()
 	defer h.rotating.Unlock()
@@ -445,6 +448,9 @@ func (h *Head) retire(ctx context.Context, now time.Time) error {
 		use, err := h.usage(ctx, a, now)
 		if err != nil {
 			return err
+		}
+		if use.damaged {
+			use.last = later(use.last, earlier(a.since.Add(MaxLife), a.cert.NotAfter))
 		}
 		if !now.After(use.last.Add(keptFor)) {
 			continue
