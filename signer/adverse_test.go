@@ -385,6 +385,28 @@ func TestCompromisedEpoch(t *testing.T) {
 	refusedWith(t, s.post(wire.PathEnroll, answer), wire.StaleChallenge)
 }
 
+// TestEpochsAtOnce: a key that --compromised throws away does not come back as the last of a rotation that is due at
+// that moment.
+func TestEpochsAtOnce(t *testing.T) {
+	s := newSite(t)
+	s.enable("n0")
+	k := aChip(t).nodeKey()
+	for range 50 {
+		answer := s.answered(k, "n0")
+		var wg sync.WaitGroup
+		for _, replace := range []func() error{s.newEpochs, s.rotateEpoch} {
+			wg.Go(func() {
+				if err := replace(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		refusedWith(t, s.post(wire.PathEnroll, answer), wire.StaleChallenge)
+		equal(t, "epoch keys in memory and on the disk are the same", string(s.file(epochFile)) == string(s.verifier.Epochs.Marshal()), true)
+	}
+}
+
 // TestKeysGo: the key of a CA that is over goes, though the head could not finish then.
 func TestKeysGo(t *testing.T) {
 	s := newSite(t)

@@ -84,6 +84,7 @@ type Head struct {
 	adopting   sync.Mutex // of a ring
 	following  sync.Mutex // of the ring on record
 	verifier   attest.Verifier
+	rekeying   sync.Mutex   // of its epochs
 	floor      atomic.Int64 // Unix seconds of the last record: the clock may not be before
 	pace       pace
 	server     atomic.Pointer[tls.Certificate]
@@ -336,10 +337,17 @@ func (h *Head) try(failed string, err error) (ok bool) {
 	return err == nil
 }
 
-// rotateEpoch makes the new key durable before it is used: a challenge made just before a crash can
-// be answered just after.
+// rotateEpoch makes the next epoch key; the last one is good for a while yet.
 func (h *Head) rotateEpoch() error {
-	next := h.verifier.Epochs.Rotated(h.now())
+	return h.replaceEpochs(func() *attest.Epochs { return h.verifier.Epochs.Rotated(h.now()) })
+}
+
+// replaceEpochs makes new keys durable before they are used: a challenge made just before a crash can be answered just
+// after. One replacement follows from the one before it, lest a key that was thrown away come back as the last.
+func (h *Head) replaceEpochs(by func() *attest.Epochs) error {
+	h.rekeying.Lock()
+	defer h.rekeying.Unlock()
+	next := by()
 	if err := durable.WriteFile(filepath.Join(h.dir, epochFile), next.Marshal(), 0o600); err != nil {
 		return err
 	}

@@ -317,12 +317,7 @@ func (h *Head) revokeAll(ctx context.Context, req RotateRequest) (any, error) {
 
 // newEpochs makes every challenge that is about worthless.
 func (h *Head) newEpochs() error {
-	next := attest.NewEpochs(h.now())
-	if err := durable.WriteFile(filepath.Join(h.dir, epochFile), next.Marshal(), 0o600); err != nil {
-		return err
-	}
-	h.verifier.Epochs.Replace(next)
-	return nil
+	return h.replaceEpochs(func() *attest.Epochs { return attest.NewEpochs(h.now()) })
 }
 
 // caUse is what a CA's certificates come to, but for those of its OCSP responder, which is there for the others.
