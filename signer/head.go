@@ -294,18 +294,26 @@ func (h *Head) recordOwn(ctx context.Context, kind class, ca *authority, cert *x
 	return err
 }
 
+// crlPause is how long a head lets pass after it has signed a CRL because it was asked for: while a cluster renews,
+// every first use asks for one. A revocation does not wait for that, see listRevoked.
+const crlPause = 5 * time.Second
+
 // tend keeps what ages fresh, until ctx ends: epoch key, own certificates, CRL.
 func (h *Head) tend(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
-	crlAt := h.now().Add(crlEvery)
+	crlAt, leaveAt := h.now().Add(crlEvery), h.now()
+	asked, rested := h.crlAsked, (<-chan time.Time)(nil)
 	for {
 		crl := false
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-h.crlAsked:
-			crl = true
+		case <-asked:
+			crl, asked, rested = true, nil, time.After(crlPause)
+		case <-rested:
+			asked, rested = h.crlAsked, nil
+			continue
 		case <-tick.C:
 		}
 		now := h.now()
@@ -323,6 +331,9 @@ func (h *Head) tend(ctx context.Context) error {
 			if h.try("CRL not signed", h.signCRLs(ctx)) {
 				crlAt = now.Add(crlEvery)
 			}
+		}
+		if !now.Before(leaveAt) { // it reads each record of a certificate
+			leaveAt = now.Add(crlEvery)
 			h.try("the next CA does not vouch for the one that signs", h.linkBack(ctx, now))
 			h.leave(ctx, now)
 			h.answers.forget(now)

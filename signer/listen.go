@@ -111,8 +111,8 @@ func (h *Head) Serve(ctx context.Context, on Listeners) error {
 	return group.Wait()
 }
 
-// Reload takes other limits for connections, from the next one on, and tries at once what is due, a CRL
-// among it.
+// Reload takes other limits for connections, from the next one on, and tries at once what is due, and a CRL,
+// which waits for crlPause where there was one just now.
 func (h *Head) Reload(limits Limits) {
 	limits = limits.orDefault()
 	h.limiting.Lock()

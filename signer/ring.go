@@ -341,6 +341,7 @@ func (h *Head) loadKey(a *authority) error {
 // keepKeys gives the keys that are on record their names, and removes those of CAs that are over.
 func (h *Head) keepKeys(r *ring) error {
 	var failed error
+	moved := false
 	for _, a := range r.members {
 		path := h.caFile(a.keyFile)
 		var err error
@@ -349,11 +350,15 @@ func (h *Head) keepKeys(r *ring) error {
 		} else {
 			err = os.Rename(path+unborn, path)
 		}
+		moved = moved || err == nil
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			failed = errors.Join(failed, err)
 		}
 	}
-	return errors.Join(failed, durable.SyncDir(h.caFile("")))
+	if moved {
+		failed = errors.Join(failed, durable.SyncDir(h.caFile("")))
+	}
+	return failed
 }
 
 func (h *Head) caFile(name string) string { return filepath.Join(h.dir, "ca", name) }
