@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -217,7 +218,7 @@ func (h *Head) publishCRL(ca *authority, crl *x509.RevocationList) error {
 	ca.crl.list.Store(crl)
 	ca.crl.number = crl.Number.Int64()
 	base := h.crlFile(ca)
-	return errors.Join(
+	return cmp.Or(
 		durable.WriteFile(base, crl.Raw, 0o644),
 		durable.WriteFile(base+".pem", crlPEM(crl), 0o644),
 		durable.WriteFile(filepath.Join(h.dir, "public", allCRLs), h.crlsPEM(), 0o644),
