@@ -18,13 +18,22 @@ type group struct {
 	exprs []string
 	nodes nodeset.Set
 	state int // of resolving: not begun, under way, resolved
+	depth int // of the groups within it
 }
 
 // groupList is the groups of a file, in its order.
 type groupList struct {
 	all    []*group
 	byName map[string]*group
+	named  int // nodes of all groups, and of all places where one names another
 }
+
+// Limits of a file of groups. A chain of them would take a stack, and a short file can name very many nodes.
+const (
+	maxInFile = 1 << 14 // groups
+	maxDepth  = 100     // groups within groups
+	maxNamed  = 1 << 20 // nodes, each counted for each group that it is named in
+)
 
 // parseGroups reads ClusterShell's groups: YAML with sources, each a map of groups, or lines of
 // "group: nodes". With one source in the file, groups are called as there; with several, SOURCE:GROUP.
@@ -34,7 +43,7 @@ func parseGroups(data []byte) (File, *Error) {
 		return File{}, bad
 	}
 	for _, g := range list.all {
-		if bad := list.resolve(g); bad != nil {
+		if bad := list.resolve(g, 0); bad != nil {
 			return File{}, bad
 		}
 	}
@@ -173,6 +182,9 @@ func (l *groupList) add(g *group) *Error {
 	if l.byName[g.name] != nil {
 		return &Error{Line: g.line, Field: InGroups, Msg: fmt.Sprintf("%s is there twice", g.name)}
 	}
+	if len(l.all) == maxInFile {
+		return &Error{Line: g.line, Field: InGroups, Msg: fmt.Sprintf("more than %d groups", maxInFile)}
+	}
 	l.all = append(l.all, g)
 	l.byName[g.name] = g
 	return nil
@@ -183,13 +195,13 @@ const (
 	resolved = 2
 )
 
-// resolve works out the nodes of a group, and first those of the groups that it is made of.
-func (l *groupList) resolve(g *group) *Error {
+// resolve works out the nodes of a group, and first those of the groups that it is made of. It stands within level others.
+func (l *groupList) resolve(g *group, level int) *Error {
 	if g.state == resolved {
 		return nil
 	}
 	g.state = underWay
-	p := nodeset.Parser{Group: func(name string) (nodeset.Set, error) { return l.of(g, name) }}
+	p := nodeset.Parser{Group: func(name string) (nodeset.Set, error) { return l.of(g, name, level) }}
 	set, err := p.Parse(strings.Join(g.exprs, ","))
 	var inner *Error
 	switch {
@@ -199,11 +211,19 @@ func (l *groupList) resolve(g *group) *Error {
 		return &Error{Line: g.line, Field: InGroups, Msg: err.Error()}
 	}
 	g.nodes, g.state = set, resolved
+	return l.count(g, set)
+}
+
+// count adds the nodes that g names to those of the file.
+func (l *groupList) count(g *group, nodes nodeset.Set) *Error {
+	if l.named += nodes.Len(); l.named > maxNamed {
+		return &Error{Line: g.line, Field: InGroups, Msg: fmt.Sprintf("up to here the groups name more than %d nodes", maxNamed)}
+	}
 	return nil
 }
 
 // of is a group that the expression of g names: in its own source, in the one it says, or in the only one.
-func (l *groupList) of(g *group, name string) (nodeset.Set, error) {
+func (l *groupList) of(g *group, name string, level int) (nodeset.Set, error) {
 	source := strings.TrimSuffix(g.name, g.short)
 	for _, full := range []string{source + name, name, name[strings.IndexByte(name, ':')+1:]} {
 		other := l.byName[full]
@@ -212,11 +232,24 @@ func (l *groupList) of(g *group, name string) (nodeset.Set, error) {
 			continue
 		case other.state == underWay:
 			return nodeset.Set{}, &Error{Line: g.line, Field: InGroups, Msg: other.name + " is made of itself"}
+		case level == maxDepth:
+			return nodeset.Set{}, tooDeep(g)
 		}
-		if bad := l.resolve(other); bad != nil {
+		if bad := l.resolve(other, level+1); bad != nil {
+			return nodeset.Set{}, bad
+		}
+		// Whichever is resolved first, the answer is the same.
+		if g.depth = max(g.depth, other.depth+1); g.depth > maxDepth {
+			return nodeset.Set{}, tooDeep(g)
+		}
+		if bad := l.count(g, other.nodes); bad != nil {
 			return nodeset.Set{}, bad
 		}
 		return other.nodes, nil
 	}
 	return nodeset.Set{}, fmt.Errorf("no group %s in this file", name)
+}
+
+func tooDeep(g *group) *Error {
+	return &Error{Line: g.line, Field: InGroups, Msg: fmt.Sprintf("groups within groups, more than %d deep", maxDepth)}
 }

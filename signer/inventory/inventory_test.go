@@ -134,6 +134,48 @@ racks:
 	}
 }
 
+// TestGroupsAreBounded: a file, however it is written, takes neither the stack nor the processor.
+func TestGroupsAreBounded(t *testing.T) {
+	chain := func(n int, upwards bool) string {
+		lines := []string{fmt.Sprintf("g%d:\n", n)}
+		for i := n - 1; i >= 0; i-- {
+			lines = append(lines, fmt.Sprintf("g%d: @g%d\n", i, i+1))
+		}
+		if !upwards {
+			slices.Reverse(lines)
+		}
+		return strings.Join(lines, "")
+	}
+	wide := func(n int, line string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, line, i)
+		}
+		return b.String()
+	}
+	for _, c := range []struct{ name, text, want string }{
+		{"deep", chain(maxDepth, false), ""},
+		{"deep, from below", chain(maxDepth, true), ""},
+		{"too deep", chain(maxDepth+1, false), "f:101: groups: groups within groups, more than 100 deep"},
+		{"too deep, from below", chain(maxDepth+1, true), "f:102: groups: groups within groups, more than 100 deep"},
+		{"much too deep", chain(maxInFile-1, false), "f:101: groups: groups within groups, more than 100 deep"},
+		{"many groups", wide(maxInFile, "g%d:\n"), ""},
+		{"too many groups", wide(maxInFile+1, "g%d:\n"), "f:16385: groups: more than 16384 groups"},
+		{"wide", wide(10, "g%d: n[0-99999]\n"), ""},
+		{"too wide", wide(64, "g%d: n[0-99999]\n"), "f:11: groups: up to here the groups name more than 1048576 nodes"},
+		{"wide for nothing", "all: n[0-99999]\n" + wide(64, "g%d: @all!@all\n"), "f:6: groups: up to here the groups name more than 1048576 nodes"},
+	} {
+		f, err := Parse("f", Groups, []byte(c.text))
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want || err != nil && (f.Entries != nil || f.Whole != nil) {
+			t.Errorf("%s: got %d entries, %s, want %s", c.name, len(f.Entries), got, c.want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for _, c := range []struct {
 		format Format
