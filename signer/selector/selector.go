@@ -7,16 +7,13 @@
 // An operand is CLASS[FIELD]; classes have short forms, n for node and s for status. The operators are
 // == != < <= > >=, and, or, not and parentheses; %GROUP (or @GROUP) is whether the node belongs to
 // a group. A value stands in quotes where it has blanks or parentheses in it. Letters' case does not
-// matter. Where both sides are numbers they are compared as such, else as text, which orders times too:
-// they are RFC 3339 in UTC. Of a field with several values one that fits is enough; != is true where none
+// matter. All is compared as text, which orders times too: they are RFC 3339 in UTC. Of a field with several values one that fits is enough; != is true where none
 // is equal.
 package selector
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -222,11 +219,5 @@ func operand(token string) (string, bool) {
 	return token, slices.Contains(Fields, token)
 }
 
-func compare(a, b string) int {
-	x, errX := strconv.ParseFloat(a, 64)
-	y, errY := strconv.ParseFloat(b, 64)
-	if errX == nil && errY == nil {
-		return cmp.Compare(x, y)
-	}
-	return strings.Compare(strings.ToLower(a), strings.ToLower(b))
-}
+// compare knows no numbers: of the operands none is one, and nodes 10, 010 and 1e1 are three.
+func compare(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) }

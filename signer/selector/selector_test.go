@@ -44,9 +44,32 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// TestCompare: a name is a name, whatever number it looks like.
 func TestCompare(t *testing.T) {
-	if compare("9", "10") >= 0 || compare("9a", "10a") <= 0 || compare("A", "a") != 0 {
-		t.Error("numbers are not compared as numbers, or text not as text")
+	all := []string{"10", "010", "1e1", "nan", "inf", "0x0a", "n7", "N7"}
+	for expr, want := range map[string]string{
+		"n[name] == 10":   "10",
+		"n[name] != 10":   "010 1e1 nan inf 0x0a n7 N7",
+		"n[name] < 5":     "10 010 1e1 0x0a",
+		"n[name] > 5":     "nan inf n7 N7",
+		"n[name] == nan":  "nan",
+		"n[name] <= n7":   "10 010 1e1 inf 0x0a n7 N7",
+		"n[name] == n7":   "n7 N7",
+		"n[name] >= 'n7'": "nan n7 N7",
+	} {
+		e, err := Parse(expr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, name := range all {
+			if e.Match(func(string) []string { return []string{name} }) {
+				got = append(got, name)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%s: got %s, want %s", expr, s, want)
+		}
 	}
 }
 
