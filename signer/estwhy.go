@@ -25,8 +25,11 @@ func explainHost(s *slot, last *sighting, now time.Time) (sentence, hint string)
 		return fmt.Sprintf("%s, an EST client, may enrol with its password until %s", name, day(s.Grant.Until)),
 			"if the password is lost: " + enable
 	}
-	if s.Disabled {
+	switch {
+	case s.Disabled:
 		return name + " was disabled", enable
+	case s.Grant == nil: // a restore closes what was not used
+		return name + " is not enabled", enable
 	}
 	return fmt.Sprintf("the window of %s was over on %s, and its password had not been used", name, day(s.Grant.Until)), enable
 }

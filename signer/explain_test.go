@@ -326,6 +326,10 @@ var whyRows = []whyRow{
 		}
 		s.resimple(cert, pkcs10(t, softKey(t)))
 	}, "somebody asked to be n0 once from 192.0.2.1 at TIME, and was refused: 10 certificates in an hour are enough; try again later", "look at the client's settings"},
+	{"an EST client, after a restore", []any{StateDisabled}, func(s *site, _, _ *key) {
+		s.invite("n0")
+		s.restore(s.backup())
+	}, "n0 is not enabled", "muster certs enable --password -i n0"},
 	{"a node asks where EST clients do", []any{whyClass}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		s.resimple(certificate(s.t, s.enrol(k, "n0").Cert), "-")
