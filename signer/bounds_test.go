@@ -82,6 +82,23 @@ func TestStrangersWriteNothing(t *testing.T) {
 	equal(t, "throttled names", len(s.refusals.last), 0)
 }
 
+// TestThrottle forgets, and lets nothing through more often for it.
+func TestThrottle(t *testing.T) {
+	limit, now := &throttle{last: map[string]time.Time{}}, noon
+	for i := range 1000 {
+		name := fmt.Sprintf("n%d", i)
+		equal(t, name, limit.allow(name, now), true)
+		now = now.Add(time.Second)
+		equal(t, name+" again", limit.allow(name, now), false)
+	}
+	if n := len(limit.last); n > 120 {
+		t.Errorf("%d names are remembered", n)
+	}
+	equal(t, "after a minute", limit.allow("n999", now.Add(time.Minute)), true)
+	equal(t, "when the clock was set back", limit.allow("n999", now.Add(-time.Hour)), true)
+	equal(t, "again", limit.allow("n999", now.Add(-time.Hour)), false)
+}
+
 // TestStrangersArePushedOutByStrangers and by nobody else.
 func TestStrangersArePushedOutByStrangers(t *testing.T) {
 	s, k := newSite(t), aChip(t).nodeKey()

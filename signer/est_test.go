@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -268,6 +269,26 @@ func TestESTPasswordLimit(t *testing.T) {
 		}
 	}
 	equal(t, "of one /64", taken, passwordsPerSubnet)
+}
+
+// TestESTNamesAreShort: of a request what is remembered is the name, and not the header that it stood in.
+func TestESTNamesAreShort(t *testing.T) {
+	s, long := newSite(t), Password(strings.Repeat("x", 16<<10))
+	held := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := held()
+	for i := range maxStrangers {
+		s.simple(fmt.Sprintf("x%d", i), long, "-")
+	}
+	equal(t, "strangers", len(s.seen.strangers), maxStrangers)
+	if after := held(); after > before+maxStrangers*4<<10 {
+		t.Errorf("%d names take %d bytes", maxStrangers, after-before)
+	}
+	runtime.KeepAlive(s)
 }
 
 // TestESTStrangersWriteNothing, and cost no signature (I10).

@@ -25,6 +25,7 @@ func (h *Head) simpleEnroll(ctx context.Context, r *http.Request, who *peer) (*i
 	if !ok || len(name) > maxNodeName {
 		return nil, refuse(wire.NotEnabled, whyPassword, "no name and password")
 	}
+	name = strings.Clone(name) // it is remembered, and without that the whole of the header with it
 	who.node = name
 	now := h.now()
 	right, no := h.passwords.try(r.RemoteAddr, name, now)

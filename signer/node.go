@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -198,18 +199,24 @@ func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now t
 	}
 }
 
-// throttle lets each name through once a minute. It holds names that proved themselves, which are
-// no more than the record has.
+// throttle lets each name through once a minute. It holds those of the last two minutes, of which a name that was removed
+// meanwhile may be one.
 type throttle struct {
-	mu   sync.Mutex
-	last map[string]time.Time
+	mu     sync.Mutex
+	last   map[string]time.Time
+	tidied time.Time
 }
 
 func (t *throttle) allow(name string, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if last, ok := t.last[name]; ok && now.Sub(last) < time.Minute {
+	over := func(at time.Time) bool { age := now.Sub(at); return age < 0 || age >= time.Minute }
+	if last, ok := t.last[name]; ok && !over(last) {
 		return false
+	}
+	if over(t.tidied) {
+		maps.DeleteFunc(t.last, func(_ string, last time.Time) bool { return over(last) })
+		t.tidied = now
 	}
 	t.last[name] = now
 	return true
