@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -35,6 +36,21 @@ func timedatedSaysSo() bool {
 		CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.timedate1", "NTPSynchronized").Store(&value)
 	synchronised, ok := value.Value().(bool)
 	return err == nil && ok && synchronised
+}
+
+// syncKept is for how long the answer to whether something disciplines the clock stays. To ask may take two seconds,
+// and a stranger can make a head ask.
+const syncKept = 5 * time.Second
+
+var errNotInTime = errors.New("nothing disciplines the clock")
+
+func (h *Head) inSync() bool {
+	return nil == h.timed.check(h.now(), syncKept, func() error {
+		if h.inTime() {
+			return nil
+		}
+		return errNotInTime
+	})
 }
 
 // ClockView is the head's clock, for `muster clock` and `muster status`.

@@ -72,7 +72,7 @@ type Head struct {
 	now        func() time.Time
 	elapsed    func() time.Duration
 	log        *slog.Logger
-	inSync     func() bool // whether something disciplines the clock
+	inTime     func() bool // whether something disciplines the clock; see inSync
 
 	limiting sync.Mutex // PerAddress and Total, and gates
 	limits   Limits
@@ -102,6 +102,7 @@ type Head struct {
 	renewals   *tally // of EST clients
 	makers     *ekroots.Dir
 	writable   probe
+	timed      probe // what inTime said
 
 	generation generation
 	book       *witnessBook // nil until there is one
@@ -113,7 +114,7 @@ type Head struct {
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
 		dir: cfg.Dir, passphrase: cfg.Passphrase,
-		now: cfg.Now, elapsed: cfg.Elapsed, inSync: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
+		now: cfg.Now, elapsed: cfg.Elapsed, inTime: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
 		crlAsked:  make(chan struct{}, 1),
 		answers:   ocspAnswers{of: map[certID]*ocspAnswer{}},
 		working:   make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
@@ -130,8 +131,8 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		began := time.Now()
 		h.elapsed = func() time.Duration { return time.Since(began) }
 	}
-	if h.inSync == nil {
-		h.inSync = synchronised
+	if h.inTime == nil {
+		h.inTime = synchronised
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)

@@ -49,7 +49,7 @@ type responder struct {
 // day, and all else none (I10). Answers made in advance would cost each enrolment two signatures more, and each start
 // two for every certificate, where mostly nobody asks.
 type ocspAnswers struct {
-	mu sync.Mutex // held while one is signed: OCSP takes one processor at most
+	mu sync.Mutex // held while one is signed, and for no disk: OCSP takes one processor at most
 	of map[certID]*ocspAnswer
 }
 
@@ -190,17 +190,21 @@ func (h *Head) certStatus(ctx context.Context, id certID) (*ended, error) {
 
 // signedAnswer is the answer in memory, or a new one where that is due.
 func (h *Head) signedAnswer(ca *authority, id certID, serial *big.Int, end *ended, now time.Time) (*ocspAnswer, error) {
+	if old := h.answers.find(id); old.says(end) && old.fresh(now) {
+		return old, nil
+	}
+	no := h.maySign(now) // which may wait for a disk
 	h.answers.mu.Lock()
 	defer h.answers.mu.Unlock()
 	old := h.answers.of[id]
-	if old != nil && end == nil {
-		end = old.end // what has ended stays so: this request read the record before another did
-	}
-	says := old != nil && (old.end == nil) == (end == nil)
+	says := old.says(end)
 	if says && old.fresh(now) {
 		return old, nil
 	}
-	next, err := h.signAnswer(ca, id.hash, serial, end, old, now)
+	if says {
+		end = old.end
+	}
+	next, err := h.signAnswer(ca, id.hash, serial, end, old, no, now)
 	switch {
 	case err == nil:
 		h.answers.of[id] = next
@@ -212,16 +216,27 @@ func (h *Head) signedAnswer(ca *authority, id certID, serial *big.Int, end *ende
 	return nil, errTryLater
 }
 
+// find is the answer in memory; nil: there is none.
+func (a *ocspAnswers) find(id certID) *ocspAnswer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.of[id]
+}
+
+// says says that a has end in it, if there is one. What has ended stays so: a request may have read the record before
+// another did.
+func (a *ocspAnswer) says(end *ended) bool { return a != nil && (end == nil || a.end != nil) }
+
 // fresh says that a is in the first half of its life. One of the future was made by a clock that was ahead.
 func (a *ocspAnswer) fresh(now time.Time) bool {
 	age := now.Sub(a.thisUpdate)
 	return age >= -clockSlack && age < ocspLife/2 && now.Before(a.nextUpdate)
 }
 
-// signAnswer makes an answer that follows old. The moments are whole minutes, as producedAt is, which may not be
+// signAnswer makes an answer that follows old, unless no says why the head may not. The moments are whole minutes, as producedAt is, which may not be
 // before thisUpdate.
-func (h *Head) signAnswer(ca *authority, hash crypto.Hash, serial *big.Int, end *ended, old *ocspAnswer, now time.Time) (*ocspAnswer, error) {
-	if no := h.maySign(now); no != nil {
+func (h *Head) signAnswer(ca *authority, hash crypto.Hash, serial *big.Int, end *ended, old *ocspAnswer, no *refusal, now time.Time) (*ocspAnswer, error) {
+	if no != nil {
 		return nil, no
 	}
 	by := ca.responder.Load()
@@ -250,9 +265,7 @@ func (h *Head) signAnswer(ca *authority, hash crypto.Hash, serial *big.Int, end 
 
 // last is the answer that was signed last, if it is still good.
 func (a *ocspAnswers) last(id certID, now time.Time) (*ocspAnswer, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if old := a.of[id]; old != nil && now.Before(old.nextUpdate) {
+	if old := a.find(id); old != nil && now.Before(old.nextUpdate) {
 		return old, nil
 	}
 	return nil, errTryLater

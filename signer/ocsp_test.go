@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -235,6 +236,38 @@ func TestOCSPSignatures(t *testing.T) {
 	s.clock.move(ocspLife + time.Minute)
 	s.answers.forget(s.clock.now())
 	equal(t, "in memory, when it is over", len(s.answers.of), 0)
+}
+
+// TestOCSPBehindTheDisk: while the witness waits for its disk, answers that are there are given, beside one that is to
+// be signed.
+func TestOCSPBehindTheDisk(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	s.enable("n[0-1]")
+	asked := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
+	unasked := certificate(t, s.enrol(aChip(t).nodeKey(), "n1").Cert)
+	want := ocspOf(t, s.Head, asked, s.ca().cert, crypto.SHA256)
+	s.book.mu.Lock() // as fdatasync has it
+	answered := make(chan reply, 1)
+	go func() {
+		der := ocspRequestFor(t, unasked, s.ca().cert, crypto.SHA256)
+		answered <- askOCSP(s.Head, http.MethodPost, "/ocsp", der, nil)
+	}()
+	for maySign := false; !maySign; { // until that one waits for the witness
+		stacks := make([]byte, 1<<20)
+		maySign = bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("(*witnessBook).failed("))
+	}
+	if s.answers.mu.TryLock() {
+		s.answers.mu.Unlock()
+		got := ocspOf(t, s.Head, asked, s.ca().cert, crypto.SHA256)
+		equal(t, "signature", string(got.Signature), string(want.Signature))
+		equal(t, "answered", len(answered), 0)
+	} else {
+		t.Error("who waits for the disk keeps others from answers that are there")
+	}
+	s.book.mu.Unlock()
+	if r := <-answered; len(r.body) < 100 {
+		t.Errorf("got %x after the wait", r.body)
+	}
 }
 
 // TestOCSPIsNotUndone: a request that read the record before the end does not undo the answer of one that read it after.

@@ -79,7 +79,7 @@ func (h *Head) NotSigning(ctx context.Context) (why string, err error) {
 	if no := h.maySign(h.now()); no != nil {
 		return string(no.reason), no
 	}
-	if err := h.writable.check(h.now(), func() error { return h.tryStore(ctx) }); err != nil {
+	if err := h.writable.check(h.now(), time.Second, func() error { return h.tryStore(ctx) }); err != nil {
 		return string(whyStore), err
 	}
 	return "", nil
@@ -97,17 +97,17 @@ func (h *Head) tryStore(ctx context.Context) error {
 	return h.store.Commit(ctx, store.Tx{Guards: []store.Guard{item.Guard()}})
 }
 
-// probe remembers a finding for a second, so that strangers who ask do not crowd out commits.
+// probe remembers a finding for a while, so that strangers who ask do not crowd out others.
 type probe struct {
 	mu  sync.Mutex
 	at  time.Time
 	err error
 }
 
-func (p *probe) check(now time.Time, look func() error) error {
+func (p *probe) check(now time.Time, keep time.Duration, look func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if age := now.Sub(p.at); age < 0 || age >= time.Second {
+	if age := now.Sub(p.at); age < 0 || age >= keep {
 		p.at, p.err = now, look()
 	}
 	return p.err

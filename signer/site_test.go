@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type site struct {
 	clock *clock
 	log   *lockedBuffer
 	alone bool                          // nothing synchronises the clock
+	asked atomic.Int64                  // how often a head asked that
 	wrap  func(store.Store) store.Store // put between head and store at the next open; nil: nothing
 }
 
@@ -93,7 +95,7 @@ func (s *site) another() (*Head, error) {
 		st = s.wrap(st)
 	}
 	return Open(context.Background(), Config{
-		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now, Elapsed: s.clock.elapsed, Synchronised: func() bool { return !s.alone },
+		Dir: s.dir, Store: st, PublicURL: "http://head:8080", Now: s.clock.now, Elapsed: s.clock.elapsed, Synchronised: func() bool { s.asked.Add(1); return !s.alone },
 		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 }

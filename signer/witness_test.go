@@ -2,10 +2,14 @@ package signer
 
 import (
 	"context"
+	"crypto"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"muster/internal/wire"
 	"muster/signer/store"
@@ -238,12 +242,32 @@ func TestClockLeap(t *testing.T) {
 	c.restart()
 	c.signs(whyClock)
 	c.alone = false
+	c.clock.move(syncKept)
 	c.signs("")
 	c.alone = true
 	acceptClock(c.site)
 	c.signs("")
 	c.restart()
 	c.signs("")
+}
+
+// TestInSyncIsAskedSeldom: strangers do not make a head ask at each request what disciplines its clock.
+func TestInSyncIsAskedSeldom(t *testing.T) {
+	s := newSite(t)
+	_, cert := s.enrolled("n0")
+	s.clock.move(clockLeap + time.Hour)
+	s.alone = true
+	for range 100 {
+		equal(t, "readyz", s.public("/readyz").status, http.StatusServiceUnavailable)
+		der := ocspRequestFor(t, cert, s.ca().cert, crypto.SHA256)
+		equal(t, "OCSP", ocspError(t, askOCSP(s.Head, http.MethodPost, "/ocsp", der, nil)), ocsp.TryLater)
+	}
+	equal(t, "asked", s.asked.Load(), 1)
+	s.alone = false
+	equal(t, "readyz", s.public("/readyz").status, http.StatusServiceUnavailable)
+	s.clock.move(syncKept)
+	equal(t, "readyz, when it is asked again", s.public("/readyz").status, http.StatusOK)
+	equal(t, "asked", s.asked.Load(), 2)
 }
 
 func acceptClock(s *site) {
