@@ -24,20 +24,16 @@ func (h *Head) adminRemove(ctx context.Context, req RemoveRequest, out *stream) 
 	if err != nil {
 		return nil, err
 	}
-	keys, err := h.pastKeys(ctx, names)
+	// Keys of long ago first: there may be more of them than one transaction takes.
+	now, by := h.now(), byWhom(ctx)
+	past, err := h.barPast(ctx, names, now, by)
 	if err != nil {
 		return nil, err
 	}
-	now, by := h.now(), byWhom(ctx)
-	// Keys of long ago first: there may be more of them than one transaction takes.
-	for _, name := range names {
-		for chunk := range slices.Chunk(keys[name], perTx/2) {
-			if err := h.store.Commit(ctx, bar(name, chunk, now, by)); err != nil {
-				return nil, err
-			}
-		}
-	}
 	done, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
+		if err := past.barSince(ctx, h, item, now, by); err != nil {
+			return edit{}, err
+		}
 		s, err := parse[slot](item)
 		if err != nil {
 			return edit{}, err
@@ -77,12 +73,52 @@ func (s *slot) remove(now time.Time, by string) edit {
 	return e
 }
 
-// pastKeys are the keys that were bound to each of names, and are no more in a certificate of theirs that lives.
-func (h *Head) pastKeys(ctx context.Context, names []string) (map[string][]string, error) {
+// barredAt are the revisions of records whose past keys have been barred: those that were bound to the name and are in
+// no certificate of it that lives. A key is bound in the transaction that writes the record, so at that revision there
+// are no others.
+type barredAt map[string]uint64 // by name
+
+// barPast bars the past keys of names.
+func (h *Head) barPast(ctx context.Context, names []string, now time.Time, by string) (barredAt, error) {
+	done := barredAt{}
+	past, err := h.pastKeys(ctx, names, done)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		for chunk := range slices.Chunk(past[name], perTx/2) {
+			if err := h.store.Commit(ctx, bar(name, chunk, now, by)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return done, nil
+}
+
+// barSince bars the past keys of a record that has changed since. The caller's transaction guards item.
+func (b barredAt) barSince(ctx context.Context, h *Head, item store.Item, now time.Time, by string) error {
+	name := item.Key[len(prefixSlot):]
+	if b[name] == item.Revision {
+		return nil
+	}
+	again, err := h.barPast(ctx, []string{name}, now, by)
+	if err == nil {
+		b[name] = again[name]
+	}
+	return err
+}
+
+// pastKeys are the past keys of each of names, and notes the records' revisions. All is read from one state.
+func (h *Head) pastKeys(ctx context.Context, names []string, at barredAt) (map[string][]string, error) {
+	view, err := h.store.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close()
 	past := map[string][]string{}
 	current := map[string]bool{}
 	for _, name := range names {
-		item, err := h.store.Get(ctx, prefixSlot+name)
+		item, err := view.Get(ctx, prefixSlot+name)
 		if err != nil {
 			return nil, err
 		}
@@ -90,14 +126,14 @@ func (h *Head) pastKeys(ctx context.Context, names []string) (map[string][]strin
 		if err != nil {
 			return nil, err
 		}
-		past[name] = nil
+		past[name], at[name] = nil, item.Revision
 		for _, c := range []*issued{s.Cert, s.Old} {
 			if c != nil {
 				current[c.Key] = true
 			}
 		}
 	}
-	for item, err := range h.store.List(ctx, prefixKey) {
+	for item, err := range view.List(ctx, prefixKey) {
 		if err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,6 +96,41 @@ func TestRemoveManyKeys(t *testing.T) {
 		}
 	}
 	equal(t, "barred keys", n, 400)
+}
+
+// TestKeysOfARacingChange: a node that takes another key just before it is removed, or its board replaced, leaves no key
+// behind that could be certified again.
+func TestKeysOfARacingChange(t *testing.T) {
+	for kind, do := range map[string]func(*site) error{
+		"remove": func(s *site) error {
+			_, err := s.adminRemove(context.Background(), RemoveRequest{IDs: []string{"n0"}}, noStream())
+			return err
+		},
+		"replace": func(s *site) error { return s.replaceBoard("n0") },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			s, c := newSite(t), aChip(t)
+			first, second := c.nodeKey(), c.nodeKey()
+			old, inner := s.active(first, "n0"), s.Head.store
+			s.Head.store = &before{inner, func(tx store.Tx) {
+				if slices.ContainsFunc(tx.Events, func(e store.Event) bool { return e.Kind == kind }) {
+					s.Head.store = inner
+					cert := certificate(t, decoded[wire.Enrolled](t, s.rekeyed(old, second)).Cert)
+					equal(t, "first use", use(s.Head, cert), "")
+				}
+			}}
+			s.must(do(s))
+			state := s.state()
+			for what, k := range map[string]*key{"first": first, "second": second} {
+				if _, barred := state[prefixBarred+k.hash()]; !barred {
+					t.Errorf("the %s key is not barred", what)
+				}
+				if name, bound := state[prefixKey+k.hash()]; bound {
+					t.Errorf("the %s key is still bound to %s", what, name)
+				}
+			}
+		})
+	}
 }
 
 // TestRemoveUnknown: one unknown node, and none is removed.

@@ -53,18 +53,16 @@ func (h *Head) adminReplace(ctx context.Context, req ReplaceRequest, out *stream
 	if _, err := h.replace(ctx, item, grant, why, now); err != nil {
 		return nil, err
 	}
-	keys, err := h.pastKeys(ctx, []string{name})
+	// An agent that finds a key of an earlier grant in the old board makes another when it is told that this one is barred.
+	past, err := h.barPast(ctx, []string{name}, now, byWhom(ctx))
 	if err != nil {
 		return nil, err
 	}
-	// An agent that finds a key of an earlier grant in the old board makes another when it is told that this one is barred.
-	for chunk := range slices.Chunk(keys[name], perTx/2) {
-		if err := h.store.Commit(ctx, bar(name, chunk, now, byWhom(ctx))); err != nil {
-			return nil, err
-		}
-	}
 	var until time.Time
 	done, err := h.changeOne(ctx, name, func(item store.Item) (edit, error) {
+		if err := past.barSince(ctx, h, item, now, byWhom(ctx)); err != nil {
+			return edit{}, err
+		}
 		e, err := h.replace(ctx, item, grant, why, now)
 		if err == nil {
 			until = e.slot.Grant.Until
