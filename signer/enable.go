@@ -171,7 +171,7 @@ func (r *EnableRequest) check() error {
 			return adminError(KindUsage, "", "--ip %q is not an IP address", ip)
 		}
 	}
-	return nil
+	return checkHostNames(r)
 }
 
 // errUnlearned is why a node cannot be enabled with --learned.
@@ -223,8 +223,13 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		return nil, owner, adminError(KindPolicy, again+name+" lets it enrol again, with another key", "%s is revoked", name)
 	}
 	if s.Host || req.Password {
-		_, err := h.mayBeHost(ctx, s, item, req)
+		_, _, err := h.mayBeHost(ctx, *s, item, req)
 		return s, owner, err
+	}
+	if item.Revision == 0 {
+		if _, err := h.nameNode(ctx, name); err != nil {
+			return nil, owner, err
+		}
 	}
 	ek := req.EK
 	if req.Learned {
@@ -292,11 +297,11 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	}
 	switch {
 	case req.Password: // another one each time, since nobody knows the last
-		s.Host, e.password = true, newPassword()
-		s.Grant = &grant{ID: newID(), Until: until, Level: Software, Password: e.password.hash(classHost, s.Node)}
-		if e.tx.Guards, err = h.mayBeHost(ctx, rec, item, req); err != nil {
+		if s.Held, e.tx, err = h.mayBeHost(ctx, *s, item, req); err != nil {
 			return edit{}, err
 		}
+		s.Host, e.password = true, newPassword()
+		s.Grant = &grant{ID: newID(), Until: until, Level: Software, Password: e.password.hash(classHost, s.Node)}
 	case s.open(now) && s.Grant.Learn == req.Learn:
 		e.what = extended
 		g := *s.Grant
@@ -314,11 +319,11 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	}
 	s.Grant.Approve = s.Grant.Approve || req.Approve
 	s.Disabled = false
-	if len(req.DNS) > 0 {
-		s.DNS = req.DNS
-	}
-	if len(req.IP) > 0 {
-		s.IP = req.IP
+	s.rename(req)
+	if e.what == madeNew && !s.Host {
+		if e.tx, err = h.nameNode(ctx, s.Node); err != nil {
+			return edit{}, err
+		}
 	}
 	fields := map[string]string{"grant": s.Grant.ID, "until": s.Grant.Until.Format(time.RFC3339), "level": string(s.Grant.Level), "by": byWhom(ctx)}
 	if req.Life != 0 {
@@ -335,6 +340,16 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 	}
 	e.tx.Events = []store.Event{event(now, "enable", s.Node, fields)}
 	return e, nil
+}
+
+// rename takes the names and addresses of req, where it has some.
+func (s *slot) rename(req EnableRequest) {
+	if len(req.DNS) > 0 {
+		s.DNS = req.DNS
+	}
+	if len(req.IP) > 0 {
+		s.IP = req.IP
+	}
 }
 
 // DisableRequest is `muster certs disable`.

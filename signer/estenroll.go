@@ -2,7 +2,6 @@ package signer
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -229,46 +228,31 @@ func (h *Head) keyBindings(ctx context.Context, key, name string) (b bindings, n
 }
 
 // mayBeHost refuses to give the name of a node, or any name of the heads, to an EST client, and a client's to a node.
-// It returns what must stay so.
-func (h *Head) mayBeHost(ctx context.Context, s *slot, item store.Item, req EnableRequest) ([]store.Guard, error) {
+// It returns the keys of names that the client holds then, and what makes them its and must stay so.
+func (h *Head) mayBeHost(ctx context.Context, s slot, item store.Item, req EnableRequest) (held []string, tx store.Tx, err error) {
 	switch {
 	case s.Host && !req.Password:
-		return nil, adminError(KindPolicy, "muster certs enable --password -i "+s.Node, "%s is an EST client, and no node", s.Node)
+		return nil, tx, adminError(KindPolicy, "muster certs enable --password -i "+s.Node, "%s is an EST client, and no node", s.Node)
 	case !s.Host && item.Revision != 0:
-		return nil, adminError(KindPolicy, "give the client another name", "%s is a node, whose key is to be in its TPM", s.Node)
+		return nil, tx, adminError(KindPolicy, "give the client another name", "%s is a node, whose key is to be in its TPM", s.Node)
 	}
 	heads, err := h.store.Get(ctx, keyCluster)
 	if err != nil {
-		return nil, err
+		return nil, tx, err
 	}
 	c, err := parse[cluster](heads)
 	if err != nil {
-		return nil, err
+		return nil, tx, err
 	}
-	guards := []store.Guard{heads.Guard()}
-	for _, name := range slices.Concat([]string{s.Node}, req.DNS, req.IP) {
-		if slices.ContainsFunc(c.Hosts, func(host string) bool { return sameHost(host, name) }) {
-			return nil, adminError(KindPolicy, "muster ca host", "%s is a name of the head's own", name)
+	s.rename(req)
+	for _, name := range slices.Concat([]string{s.Node}, s.DNS, s.IP) {
+		if slices.ContainsFunc(c.Hosts, func(host string) bool { return nameKey(host) == nameKey(name) }) {
+			return nil, tx, adminError(KindPolicy, "muster ca host", "%s is a name of the head's own", name)
 		}
-		if name == s.Node {
-			continue
-		}
-		other, err := h.store.Get(ctx, prefixSlot+name)
-		if err != nil {
-			return nil, err
-		}
-		if other.Revision != 0 {
-			return nil, adminError(KindPolicy, "muster certs show -i "+name, "%s is the name of another", name)
-		}
-		guards = append(guards, store.Guard{Key: prefixSlot + name})
 	}
-	return guards, nil
-}
-
-// sameHost compares names and addresses, each however it is written.
-func sameHost(a, b string) bool {
-	ip := net.ParseIP(a)
-	return strings.EqualFold(a, b) || ip != nil && ip.Equal(net.ParseIP(b))
+	held, tx, err = h.nameHost(ctx, &s, h.now())
+	tx.Guards = append(tx.Guards, heads.Guard())
+	return held, tx, err
 }
 
 // nodesOf are those of names that are no EST clients.

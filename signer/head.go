@@ -7,7 +7,8 @@
 // replace.go a board that was changed; sign.go and ca.go make certificates, crl.go the revocation
 // list, ocsp.go the answers of OCSP; self.go is a node's first and later use of its certificate;
 // report.go is what a node says went wrong, why.go and explain.go what the administrator is told.
-// node.go, public.go, admin.go and est.go are the listeners; estenroll.go is what an EST client gets.
+// node.go, public.go, admin.go and est.go are the listeners; estenroll.go is what an EST client gets,
+// names.go whose a name is.
 // What a peer must prove is decided in package attest, what a TPM's maker vouches for in package
 // ekroots, what is remembered in package store.
 package signer

@@ -87,26 +87,3 @@ func (h *Head) followHosts(ctx context.Context) error {
 	}
 	return err
 }
-
-// freeOfClients refuses names that EST clients have. A node may be a head as well.
-func (h *Head) freeOfClients(ctx context.Context, names []string) ([]store.Guard, error) {
-	var guards []store.Guard
-	for _, name := range names {
-		item, err := h.store.Get(ctx, prefixSlot+name)
-		if err != nil {
-			return nil, err
-		}
-		guards = append(guards, store.Guard{Key: prefixSlot + name, Revision: item.Revision})
-		if item.Revision == 0 {
-			continue
-		}
-		s, err := parse[slot](item)
-		if err != nil {
-			return nil, err
-		}
-		if s.Host {
-			return nil, adminError(KindPolicy, "muster certs show -i "+name, "%s is an EST client's name", name)
-		}
-	}
-	return guards, nil
-}

@@ -174,6 +174,12 @@ func (p *plan) edit(ctx context.Context, item store.Item, judging bool) (edit, e
 	if s.Host {
 		return edit{}, p.wrong(entry, inventory.Name, adminError(KindPolicy, "give the node another name", "%s is an EST client, and no node", name))
 	}
+	if item.Revision == 0 {
+		var err error
+		if e.tx, err = p.h.nameNode(ctx, name); err != nil {
+			return edit{}, p.wrong(entry, inventory.Name, err)
+		}
+	}
 	e.slot = p.merged(s, entry)
 	if item.Revision != 0 && reflect.DeepEqual(*s, e.slot) {
 		e.what = unchanged

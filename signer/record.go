@@ -26,6 +26,8 @@ const (
 	// + serial -> a certificate of our CA that was shown and is not on record
 	prefixUnknown = "unknown/"
 
+	prefixSAN = "san/" // + a name or an address, in one spelling -> holders
+
 	keyInventory = "inventory" // when node names were imported first: from then on enable makes none by itself
 	prefixMAC    = "mac/"      // + MAC -> node name
 	prefixUUID   = "uuid/"     // + system UUID -> node name
@@ -91,6 +93,7 @@ type slot struct {
 	Revoked  bool     `json:"revoked,omitempty"` // until `enable --again`
 	DNS      []string `json:"dns,omitempty"`
 	IP       []string `json:"ip,omitempty"`
+	Held     []string `json:"held,omitempty"` // an EST client's: keys of prefixSAN
 	// Life of the next certificate, and at how many percent of it left a certificate is renewed; 0: the default.
 	Life      time.Duration `json:"life,omitempty"`
 	RefreshAt int           `json:"refresh_at,omitempty"`

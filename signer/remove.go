@@ -38,7 +38,14 @@ func (h *Head) adminRemove(ctx context.Context, req RemoveRequest, out *stream) 
 		if err != nil {
 			return edit{}, err
 		}
-		return s.remove(now, by), nil
+		e := s.remove(now, by)
+		held := s.Held
+		if !s.Host {
+			held = []string{nameKey(s.Node)}
+		}
+		names, err := h.release(ctx, s.Node, held)
+		e.tx = joinTx(e.tx, names)
+		return e, err
 	})
 	for _, name := range names {
 		h.seen.forget(name)

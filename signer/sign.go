@@ -28,11 +28,19 @@ func attested(at *attest.Attested) subject { return subject{at.Key(), at.PublicK
 
 // subject is the key of a certificate on record, for its holder: proven once, at the level that it had then.
 func (c *issued) subject() (subject, error) {
-	cert, err := x509.ParseCertificate(c.DER)
+	cert, err := c.parsed()
 	if err != nil {
-		return subject{}, fmt.Errorf("certificate %s: %w", c.Serial, store.ErrDamaged)
+		return subject{}, err
 	}
 	return subject{c.Key, cert.PublicKey, c.Level}, nil
+}
+
+func (c *issued) parsed() (*x509.Certificate, error) {
+	cert, err := x509.ParseCertificate(c.DER)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s: %w", c.Serial, store.ErrDamaged)
+	}
+	return cert, nil
 }
 
 // certify makes the certificate of a node or host. The key has been proven, everything else comes from the record s
