@@ -22,6 +22,9 @@ type ImportRequest struct {
 	DryRun bool             `json:"dry_run,omitempty"`
 }
 
+// maxFileName is in bytes: the journal has it once for each node.
+const maxFileName = 1 << 10
+
 // MaxImport bounds a file, in bytes.
 const MaxImport = 32 << 20
 
@@ -33,6 +36,9 @@ type imported struct {
 // adminImport makes the record say what a file says. All of the file is judged before anything is changed, so that
 // one fault in it changes nothing at all. What it does not speak of stays.
 func (h *Head) adminImport(ctx context.Context, req ImportRequest, out *stream) (any, error) {
+	if len(req.File) > maxFileName {
+		return nil, adminError(KindUsage, "muster nodes import - < FILE, with --format", "the file's name has %d bytes, more than %d", len(req.File), maxFileName)
+	}
 	// 1. What the file says.
 	file, err := inventory.Parse(req.File, req.Format, req.Data)
 	if err != nil {

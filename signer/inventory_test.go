@@ -245,6 +245,20 @@ func (b *before) Commit(ctx context.Context, tx store.Tx) error {
 	return b.Store.Commit(ctx, tx)
 }
 
+// TestImportFileName: anybody at the socket may write what he likes there, but not as much.
+func TestImportFileName(t *testing.T) {
+	s := newSite(t)
+	req := ImportRequest{File: strings.Repeat("x", maxFileName+1), Format: inventory.CSV, Data: []byte("name\nn1\n")}
+	_, err := s.adminImport(context.Background(), req, noStream())
+	var no *AdminError
+	if !errors.As(err, &no) || no.Kind != KindUsage || len(s.state()[prefixSlot+"n1"]) > 0 {
+		t.Errorf("got %v", err)
+	}
+	req.File = req.File[1:]
+	_, err = s.adminImport(context.Background(), req, noStream())
+	s.must(err)
+}
+
 // TestImportPins: an EK in the file counts as one of enable --ek.
 func TestImportPins(t *testing.T) {
 	s := newSite(t)

@@ -23,8 +23,7 @@ func (e *env) caCommand() *cobra.Command {
 			if asJSON {
 				return e.printJSON(ca)
 			}
-			fmt.Fprintf(e.out, "subject  %s\npin      %s\nexpires  %s\nCRL      %s\nOCSP     %s\n", ca.Subject, ca.Pin, at(ca.Expires), ca.CRL, ca.OCSP)
-			e.sayRing(ca)
+			e.printCA(ca)
 			return nil
 		},
 	}
@@ -44,6 +43,12 @@ func (e *env) caCommand() *cobra.Command {
 		},
 	}
 	return group("ca", "The CA that nodes trust", show, export, e.hostCommand(), e.rotateCommand())
+}
+
+func (e *env) printCA(ca *signer.CAView) {
+	fmt.Fprintf(e.out, "subject  %s\npin      %s\nexpires  %s\nCRL      %s\nOCSP     %s\n",
+		printable(ca.Subject), ca.Pin, at(ca.Expires), printable(ca.CRL), printable(ca.OCSP))
+	e.sayRing(ca)
 }
 
 // sayRing tells of the other CAs, where there are any.

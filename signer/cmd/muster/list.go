@@ -247,6 +247,11 @@ func (e *env) printNodes(nodes []signer.NodeView, format string, as shape) error
 		return nil
 	case "yaml":
 		return e.printYAML(listing{as.schema, each(nodes, as.row)})
+	}
+	for i := range nodes { // in a certificate that is not on record its maker wrote what he liked
+		nodes[i].Node = printable(nodes[i].Node)
+	}
+	switch format {
 	case "csv":
 		return e.printCSV(nodes, as)
 	case "name":
@@ -316,7 +321,7 @@ func summary(n int, counts map[signer.State]int) string {
 func (e *env) printNode(v signer.NodeView) {
 	line := func(what, value string) {
 		if value != "" {
-			fmt.Fprintf(e.out, "%-10s %s\n", what, value)
+			fmt.Fprintf(e.out, "%-10s %s\n", what, printable(value))
 		}
 	}
 	line("node", v.Node)

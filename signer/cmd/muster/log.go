@@ -106,9 +106,9 @@ func (m *moment) Set(text string) error {
 func (e *env) printEntry(entry store.Entry) {
 	var fields []string
 	for _, k := range slices.Sorted(maps.Keys(entry.Fields)) {
-		fields = append(fields, k+"="+entry.Fields[k])
+		fields = append(fields, printable(k)+"="+field(entry.Fields[k]))
 	}
-	fmt.Fprintf(e.out, "%6d  %s  %-10s %-12s %s\n", entry.Seq, at(entry.Time), entry.Kind, dash(entry.Node), strings.Join(fields, " "))
+	fmt.Fprintf(e.out, "%6d  %s  %-10s %-12s %s\n", entry.Seq, at(entry.Time), printable(entry.Kind), dash(printable(entry.Node)), strings.Join(fields, " "))
 }
 
 func (e *env) logVerifyCommand() *cobra.Command {

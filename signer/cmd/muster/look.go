@@ -24,15 +24,19 @@ func (e *env) whyCommand() *cobra.Command {
 			if asJSON {
 				return e.printJSON(view)
 			}
-			fmt.Fprintln(e.out, view.Sentence)
-			if view.Hint != "" {
-				fmt.Fprintf(e.out, "hint: %s\n", view.Hint)
-			}
+			e.printWhy(view)
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return c
+}
+
+func (e *env) printWhy(view *signer.WhyView) {
+	fmt.Fprintln(e.out, printable(view.Sentence))
+	if view.Hint != "" {
+		fmt.Fprintf(e.out, "hint: %s\n", printable(view.Hint))
+	}
 }
 
 func oneNode(_ *cobra.Command, args []string) error {

@@ -168,7 +168,7 @@ After the first import, enable takes no name that is not on record, unless with 
 			if req.DryRun {
 				verb = "would be imported"
 			}
-			fmt.Fprintf(e.out, "%s %s from %s:  %s\n", nodes(done.Count), verb, args[0], done.Nodes)
+			fmt.Fprintf(e.out, "%s %s from %s:  %s\n", nodes(done.Count), verb, printable(args[0]), done.Nodes)
 			e.sayLists(
 				said{"new", done.New}, said{"changed", done.Altered}, said{"unchanged", done.Unchanged},
 			)

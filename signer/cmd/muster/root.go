@@ -161,9 +161,9 @@ func report(w io.Writer, err error) int {
 		journal.Flush()
 		return f.status
 	}
-	fmt.Fprintf(w, "muster: %s\n", f.msg)
+	fmt.Fprintf(w, "muster: %s\n", printableLines(f.msg))
 	if f.hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", f.hint)
+		fmt.Fprintf(w, "hint: %s\n", printableLines(f.hint))
 	}
 	return f.status
 }

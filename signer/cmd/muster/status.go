@@ -34,7 +34,7 @@ func (e *env) statusCommand() *cobra.Command {
 
 func (e *env) printStatus(v *signer.StatusView) {
 	line := func(what, format string, args ...any) {
-		fmt.Fprintf(e.out, "%-9s %s\n", what, fmt.Sprintf(format, args...))
+		fmt.Fprintf(e.out, "%-9s %s\n", what, printable(fmt.Sprintf(format, args...)))
 	}
 	now := time.Now()
 	line("cluster", "%s, %s", v.Cluster, v.Pin)
