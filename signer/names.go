@@ -55,6 +55,8 @@ func (all holders) refuse(name, who string, as hold) error {
 		case other == who, as == has && as != holdHost:
 		case has == holdNode:
 			return adminError(KindPolicy, "muster certs show -i "+other, "%s is the name of another", name)
+		case has == holdHost:
+			return adminError(KindPolicy, "muster certs show -i "+other, "%s is an EST client's name", name)
 		default:
 			return adminError(KindPolicy, "muster certs show -i "+other+"; to give it up: muster nodes remove -i "+other, "%s is a name of the EST client %s", name, other)
 		}
