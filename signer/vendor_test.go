@@ -3,9 +3,11 @@ package signer
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"muster/internal/template"
 	"muster/internal/testtpm"
@@ -215,4 +217,58 @@ func TestRenewVendor(t *testing.T) {
 	if rec := s.record("n0"); !rec.Cert.NotAfter.After(s.clock.now()) {
 		t.Errorf("%+v", rec.Cert)
 	}
+}
+
+// TestDetailIsBounded: a stranger's certificates leave little in memory for each name, whatever they say.
+func TestDetailIsBounded(t *testing.T) {
+	s := newSite(t)
+	s.makerOf("Chip")
+	s.enable("n0", atLevel(wire.Vendor))
+	soft := aStandin(t)
+	req := soft.ChallengeRequest("n0")
+	ek, err := template.ReadEK(req.EKs[0].Pub)
+	s.must(err)
+	for i := range 4 { // each with a complaint of its own
+		oid := append([]int{1, 3}, slices.Repeat([]int{127 - i}, 28)...)
+		unknown := testtpm.Extension{OID: oid, Critical: 0xFF, Value: []byte{5, 0}}
+		req.EKs[0].Certs = append(req.EKs[0].Certs, testtpm.Cert{Issuer: "x", Key: ek.Key, Extensions: append(testtpm.EKExtensions(), unknown)}.Sign(softKey(t)))
+	}
+	refusedWith(t, s.post(wire.PathChallenge, req), wire.NotEnabled)
+	equal(t, "reason", s.reason("n0"), whyVendor)
+	if detail := s.seen.of("n0").last.Detail; len(detail) > maxDetail+len("…") || !strings.HasSuffix(detail, "…") || !utf8.ValidString(detail) {
+		t.Errorf("%d bytes: %q", len(detail), detail)
+	}
+	s.seen.note("n1", false, sighting{Detail: strings.Repeat("é", maxDetail)})
+	if detail := s.seen.of("n1").last.Detail; len(detail) > maxDetail+len("…") || !utf8.ValidString(detail) {
+		t.Errorf("%d bytes: %q", len(detail), detail)
+	}
+}
+
+// TestOneBudgetForAClaim: what the EKs of a claim cost is bounded together, so that the last finds nothing left where those
+// before it used it up.
+func TestOneBudgetForAClaim(t *testing.T) {
+	s, k := newSite(t), aChip(t).nodeKey()
+	m := s.makerOf("Chip")
+	s.enable("n0", atLevel(wire.Vendor))
+	req := vouchedBy(m, k).ChallengeRequest("n0")
+	last := req.EKs[0]
+	req.EKs = nil
+	for range 4 {
+		one := aStandin(t).ChallengeRequest("n0").EKs[0]
+		ek, err := template.ReadEK(one.Pub)
+		s.must(err)
+		one.Certs = [][]byte{testtpm.Cert{Issuer: "Chip Root", Key: ek.Key, Extensions: testtpm.EKExtensions()}.Sign(softKey(t))}
+		for i := range 3 {
+			crowd := testtpm.Cert{Issuer: "Chip Root", Subject: "Chip Root", Key: softKey(t).Public(), NotAfter: s.clock.now().AddDate(1+i, 0, 0), Extensions: testtpm.CAExtensions(-1)}
+			one.Certs = append(one.Certs, crowd.Sign(softKey(t)))
+		}
+		req.EKs = append(req.EKs, one)
+	}
+	req.EKs = append(req.EKs, last)
+	refusedWith(t, s.post(wire.PathChallenge, req), wire.NotEnabled)
+	if detail := s.seen.of("n0").last.Detail; !strings.Contains(detail, "too many certificates") {
+		t.Errorf("%q", detail)
+	}
+	req.EKs = req.EKs[1:]
+	decoded[wire.Challenge](t, s.post(wire.PathChallenge, req))
 }

@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"slices"
 	"time"
 
 	"muster/internal/wire"
@@ -12,11 +13,12 @@ import (
 //
 // Certificates are looked at only where that can raise the level: each costs public-key work.
 func (h *Head) vouched(claim *attest.Claim, ek attest.Key, s *slot, now time.Time) (attest.Key, wire.Level, *refusal) {
+	if s.EK == ek.Fingerprint && s.Pinned {
+		return ek, wire.Pinned, nil
+	}
+	look := h.makers.Look(now) // one for all the EKs: what they cost is bounded together
 	if s.EK == ek.Fingerprint {
-		if s.Pinned {
-			return ek, wire.Pinned, nil
-		}
-		err := h.makers.Check(ek.Certs, ek.Public.Key, now)
+		err := look.Check(ek.Certs, ek.Public.Key)
 		switch {
 		case err == nil:
 			return ek, wire.Vendor, nil
@@ -27,10 +29,10 @@ func (h *Head) vouched(claim *attest.Claim, ek attest.Key, s *slot, now time.Tim
 	}
 	var why error
 	for _, one := range claim.EKs {
-		if one.Fingerprint == s.Replaced {
+		if slices.Contains(s.Replaced, one.Fingerprint) {
 			continue
 		}
-		err := h.makers.Check(one.Certs, one.Public.Key, now)
+		err := look.Check(one.Certs, one.Public.Key)
 		if err == nil {
 			return one, wire.Vendor, nil
 		}

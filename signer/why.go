@@ -2,6 +2,7 @@ package signer
 
 import (
 	"container/list"
+	"strings"
 	"sync"
 	"time"
 )
@@ -46,6 +47,9 @@ func newSightings() *sightings {
 	return &sightings{known: map[string]trace{}, strangers: map[string]*list.Element{}, order: list.New()}
 }
 
+// maxDetail bounds the detail of a sighting, in bytes: strangers write parts of it, and it is kept for each name.
+const maxDetail = 300
+
 // note remembers a request. known says that name has a record. A request ends what was reported
 // before it: one that proves itself, or one from where the report came.
 func (s *sightings) note(name string, known bool, one sighting) {
@@ -56,6 +60,10 @@ func (s *sightings) note(name string, known bool, one sighting) {
 		one.Count = was.last.Count
 	}
 	one.Count++
+	if len(one.Detail) > maxDetail {
+		// A copy: a part alone would keep all of it in memory.
+		one.Detail = strings.Clone(strings.ToValidUTF8(one.Detail[:maxDetail], "")) + "…"
+	}
 	was.last = &one
 	if was.report != nil && (one.Proven || one.Addr == was.report.Addr) {
 		was.report = nil

@@ -147,7 +147,14 @@ func (c *Certificate) readSigned(s cryptobyte.String) error {
 
 func readAlgorithm(s *cryptobyte.String, oid *asn1.ObjectIdentifier) bool {
 	var algorithm cryptobyte.String
-	return s.ReadASN1(&algorithm, tag.SEQUENCE) && algorithm.ReadASN1ObjectIdentifier(oid)
+	return s.ReadASN1(&algorithm, tag.SEQUENCE) && readOID(&algorithm, oid)
+}
+
+// maxArcs bounds an object identifier. Those in use have a dozen; one is printed where it is not understood.
+const maxArcs = 32
+
+func readOID(s *cryptobyte.String, oid *asn1.ObjectIdentifier) bool {
+	return s.ReadASN1ObjectIdentifier(oid) && len(*oid) <= maxArcs
 }
 
 func readTime(s *cryptobyte.String, t *time.Time) bool {
@@ -164,7 +171,7 @@ func (c *Certificate) readExtensions(list cryptobyte.String) error {
 		var extension, value cryptobyte.String
 		var oid asn1.ObjectIdentifier
 		var critical bool
-		if !list.ReadASN1(&extension, tag.SEQUENCE) || !extension.ReadASN1ObjectIdentifier(&oid) ||
+		if !list.ReadASN1(&extension, tag.SEQUENCE) || !readOID(&extension, &oid) ||
 			!readBool(&extension, &critical) || !extension.ReadASN1(&value, tag.OCTET_STRING) || !extension.Empty() {
 			return errForm
 		}
@@ -202,7 +209,7 @@ func (c *Certificate) readExtension(oid asn1.ObjectIdentifier, value cryptobyte.
 		c.ExtKeyUsage = []asn1.ObjectIdentifier{}
 		for !content.Empty() {
 			var usage asn1.ObjectIdentifier
-			if !content.ReadASN1ObjectIdentifier(&usage) {
+			if !readOID(&content, &usage) {
 				return false
 			}
 			c.ExtKeyUsage = append(c.ExtKeyUsage, usage)

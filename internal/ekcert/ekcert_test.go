@@ -3,11 +3,16 @@ package ekcert
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/asn1"
 	"os"
 	"slices"
 	"testing"
+
+	"muster/internal/testtpm"
 )
 
 func read(t testing.TB, name string) []byte {
@@ -64,6 +69,25 @@ func TestRefused(t *testing.T) {
 		if c, err := Parse(b); err == nil || c != nil {
 			t.Errorf("%s: %+v", name, c)
 		}
+	}
+}
+
+// TestLongOID: an object identifier is short, wherever it stands, since it may be printed.
+func TestLongOID(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(oid asn1.ObjectIdentifier) []byte {
+		unknown := testtpm.Extension{OID: oid, Critical: 0xFF, Value: []byte{5, 0}}
+		return testtpm.Cert{Issuer: "x", Key: key.Public(), Extensions: append(testtpm.EKExtensions(), unknown)}.Sign(key)
+	}
+	oid := append(asn1.ObjectIdentifier{1, 3}, slices.Repeat([]int{127}, maxArcs-2)...)
+	if c, err := Parse(with(oid)); err != nil || !slices.ContainsFunc(c.Unknown, oid.Equal) {
+		t.Errorf("%d arcs: %v", len(oid), err)
+	}
+	if c, err := Parse(with(append(oid, 127))); err == nil || c != nil || len(err.Error()) > 100 {
+		t.Errorf("%d arcs: %v", len(oid)+1, err)
 	}
 }
 

@@ -39,7 +39,7 @@ func (c *Certificate) readKey(spki cryptobyte.String) error {
 	var algorithm cryptobyte.String
 	var oid asn1.ObjectIdentifier
 	var bits asn1.BitString
-	if !spki.ReadASN1(&algorithm, tag.SEQUENCE) || !algorithm.ReadASN1ObjectIdentifier(&oid) ||
+	if !spki.ReadASN1(&algorithm, tag.SEQUENCE) || !readOID(&algorithm, &oid) ||
 		!spki.ReadASN1BitString(&bits) || !spki.Empty() {
 		return errForm
 	}
@@ -78,7 +78,7 @@ func rsaKey(b []byte) (crypto.PublicKey, error) {
 
 func ecKey(parameters cryptobyte.String, point []byte) (crypto.PublicKey, error) {
 	var named asn1.ObjectIdentifier
-	if !parameters.ReadASN1ObjectIdentifier(&named) || !parameters.Empty() {
+	if !readOID(&parameters, &named) || !parameters.Empty() {
 		return nil, errKey
 	}
 	for _, c := range curves {

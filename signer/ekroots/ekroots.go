@@ -1,6 +1,6 @@
 // Package ekroots decides what an EK's certificate proves.
 //
-// It holds one invariant: [Dir.Check] is nil only for an EK whose very key a certificate names, from which a chain of
+// It holds one invariant: [Look.Check] is nil only for an EK whose very key a certificate names, from which a chain of
 // good signatures by certificate authorities leads to a self-signed certificate that the administrator put into the
 // directory. Certificates that a node brings, and those in the directory that are not self-signed, may stand in
 // between, and vouch for nothing by themselves.
@@ -29,12 +29,16 @@ import (
 	"muster/internal/ekcert"
 )
 
-// Bounds on the work that one Check does. A maker's chain is three or four certificates long.
+// Bounds on the work that one Look does. A maker's chain is three or four certificates long.
 const (
 	maxDepth  = 6  // certificates in a chain
-	maxChecks = 10 // signatures
+	maxChecks = 16 // signatures
 	maxFile   = 1 << 20
 )
+
+// lookEvery is how long a look at each file counts. A file that comes or goes changes the directory, which is looked at
+// each time.
+const lookEvery = time.Second
 
 var (
 	oidEKCertificate = asn1.ObjectIdentifier{2, 23, 133, 8, 1} // tcg-kp-EKCertificate
@@ -48,7 +52,9 @@ type Dir struct {
 	report func(error)
 
 	mu      sync.Mutex
-	stamp   string // of what was read
+	changed time.Time // the directory, at the last look
+	looked  time.Time // at each file
+	stamp   string    // of what was read
 	issuers []*ekcert.Certificate
 	roots   map[*ekcert.Certificate]bool
 }
@@ -60,7 +66,7 @@ func In(path string, report func(error)) *Dir { return &Dir{path: path, report: 
 // Path is where it is.
 func (d *Dir) Path() string { return d.path }
 
-// Roots is how many there are.
+// Roots is how many there are. Each call looks at each file: it is for the administrator, who has just put one there.
 func (d *Dir) Roots() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -68,11 +74,29 @@ func (d *Dir) Roots() int {
 	return len(d.roots)
 }
 
-func (d *Dir) rootless() error {
-	if len(d.roots) == 0 {
-		return fmt.Errorf("no root is in %s", d.path)
+// Look is the directory at one moment, to check the EKs of one claim with: all of them together cost no more signatures
+// than maxChecks. It is for one goroutine.
+type Look struct {
+	path   string
+	pool   []*ekcert.Certificate
+	roots  map[*ekcert.Certificate]bool
+	now    time.Time
+	checks int // signatures that it may still verify
+}
+
+// Look looks at the directory at now.
+func (d *Dir) Look(now time.Time) *Look {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var changed time.Time
+	if info, err := os.Stat(d.path); err == nil {
+		changed = info.ModTime()
 	}
-	return nil
+	if since := now.Sub(d.looked); since < 0 || since >= lookEvery || !changed.Equal(d.changed) {
+		d.changed, d.looked = changed, now
+		d.read()
+	}
+	return &Look{path: d.path, pool: d.issuers, roots: d.roots, now: now, checks: maxChecks}
 }
 
 // read takes the files in, unless they are those that it has.
@@ -165,18 +189,14 @@ func readFile(path string) ([]*ekcert.Certificate, error) {
 	return certs, errors.Join(errs...)
 }
 
-// Check says whether one of certs, DER, is a good certificate of the EK key at now. Its error is for the administrator;
-// what it quotes of certificates is bounded and fit for a terminal.
-func (d *Dir) Check(certs [][]byte, key crypto.PublicKey, now time.Time) error {
+// Check says whether one of certs, DER, is a good certificate of the EK key. Its error is for the administrator; what it
+// quotes of certificates is bounded and fit for a terminal.
+func (l *Look) Check(certs [][]byte, key crypto.PublicKey) error {
 	if len(certs) == 0 {
 		return errors.New("it sent no certificate of its EK")
 	}
-	d.mu.Lock()
-	d.read()
-	pool, roots, rootless := d.issuers, d.roots, d.rootless()
-	d.mu.Unlock()
-	if rootless != nil {
-		return rootless
+	if len(l.roots) == 0 {
+		return fmt.Errorf("no root is in %s", l.path)
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
@@ -185,7 +205,7 @@ func (d *Dir) Check(certs [][]byte, key crypto.PublicKey, now time.Time) error {
 	fingerprint := sha256.Sum256(spki)
 	var leaves []*ekcert.Certificate
 	var errs []error
-	sent := slices.Clip(pool)
+	pool := slices.Clip(l.pool)
 	for _, der := range certs {
 		c, err := ekcert.Parse(der)
 		switch {
@@ -193,24 +213,28 @@ func (d *Dir) Check(certs [][]byte, key crypto.PublicKey, now time.Time) error {
 			errs = append(errs, fmt.Errorf("a certificate that it sent cannot be read: %v", err))
 		case c.Fingerprint == fingerprint:
 			leaves = append(leaves, c)
-		default:
-			sent = append(sent, c)
+		case !contains(pool, c):
+			pool = append(pool, c)
 		}
 	}
 	if len(leaves) == 0 {
 		return oneLine(append(errs, errors.New("no certificate that it sent is of its EK")))
 	}
-	search := &search{pool: sent, roots: roots, now: now, checks: maxChecks}
 	for _, leaf := range leaves {
-		err := checkLeaf(leaf, now)
+		err := checkLeaf(leaf, l.now)
 		if err == nil {
-			if err = search.up([]*ekcert.Certificate{leaf}); err == nil {
+			if err = l.vouch(leaf, pool); err == nil {
 				return nil
 			}
 		}
 		errs = append(errs, err)
 	}
 	return oneLine(errs)
+}
+
+// contains says whether the same bytes are in list.
+func contains(list []*ekcert.Certificate, one *ekcert.Certificate) bool {
+	return slices.ContainsFunc(list, func(c *ekcert.Certificate) bool { return bytes.Equal(c.Raw, one.Raw) })
 }
 
 func oneLine(errs []error) error {
@@ -234,15 +258,12 @@ func checkLeaf(c *ekcert.Certificate, now time.Time) error {
 	return checkAny(c, now, "the certificate of its EK")
 }
 
-// checkIssuer are the rules for a certificate that others are signed by; below is how many CAs are between it and
-// the EK's.
-func checkIssuer(c *ekcert.Certificate, below int, now time.Time) error {
+// checkIssuer are the rules for a certificate that others are signed by, but for how many CAs may be below it.
+func checkIssuer(c *ekcert.Certificate, now time.Time) error {
 	name := "the certificate of its issuer " + issuerName(c.Subject)
 	switch {
 	case !c.IsCA || !c.MaySign:
 		return fmt.Errorf("%s may not sign others", name)
-	case c.PathLen >= 0 && below > c.PathLen:
-		return fmt.Errorf("%s allows %d CAs below it, and there are %d", name, c.PathLen, below)
 	case c.ExtKeyUsage != nil && !has(c.ExtKeyUsage, oidEKCertificate) && !has(c.ExtKeyUsage, oidAnyUsage):
 		return fmt.Errorf("%s is for something else than EKs", name)
 	}
@@ -265,45 +286,104 @@ func has(list []asn1.ObjectIdentifier, want asn1.ObjectIdentifier) bool {
 	return slices.ContainsFunc(list, want.Equal)
 }
 
-// search looks for a chain, depth first.
-type search struct {
-	pool   []*ekcert.Certificate
-	roots  map[*ekcert.Certificate]bool
-	now    time.Time
-	checks int // signatures that it may still verify
-}
-
-// up goes on from a chain whose last certificate is not vouched for yet. Its error is about the issuer that came closest.
-func (s *search) up(chain []*ekcert.Certificate) error {
-	last := chain[len(chain)-1]
-	closest := fmt.Errorf("its issuer %s is not known", issuerName(last.Issuer))
-	if len(chain) == maxDepth {
-		return errors.New("its chain is too long")
+// vouch looks for a chain from a root to leaf: up by the names alone, which cost nothing, then down by the signatures. So
+// no key verifies one that does not itself lead to a root: a stranger's are never used, whatever he sends and however
+// slow they are.
+func (l *Look) vouch(leaf *ekcert.Certificate, pool []*ekcert.Certificate) error {
+	above, err := l.above(leaf, pool)
+	if err != nil {
+		return err
 	}
-	for _, issuer := range s.pool {
-		if !bytes.Equal(issuer.Subject, last.Issuer) || slices.ContainsFunc(chain, func(c *ekcert.Certificate) bool { return bytes.Equal(c.Raw, issuer.Raw) }) {
+	var closest error
+	for _, c := range above {
+		if !l.roots[c] {
 			continue
 		}
-		if err := checkIssuer(issuer, len(chain)-1, s.now); err != nil {
-			closest = err
-			continue
-		}
-		if s.checks == 0 {
-			return errors.New("too many certificates have the name of its issuer")
-		}
-		s.checks--
-		if err := last.SignedBy(issuer); err != nil {
-			closest = fmt.Errorf("by its issuer %s: %v", issuerName(last.Issuer), err)
-			continue
-		}
-		if s.roots[issuer] {
+		if closest = l.down([]*ekcert.Certificate{c}, above, leaf); closest == nil {
 			return nil
 		}
-		err := s.up(append(slices.Clip(chain), issuer))
+	}
+	return closest
+}
+
+// above are the certificates of pool that may stand above leaf by names and rules. A root is among them; else the error
+// is about what is missing.
+func (l *Look) above(leaf *ekcert.Certificate, pool []*ekcert.Certificate) ([]*ekcert.Certificate, error) {
+	var above []*ekcert.Certificate
+	var closest error
+	rooted := false
+	level := []*ekcert.Certificate{leaf}
+	for depth := 1; depth < maxDepth && len(level) > 0; depth++ {
+		var next []*ekcert.Certificate
+		for _, below := range level {
+			known := false
+			for _, c := range pool {
+				if !bytes.Equal(c.Subject, below.Issuer) {
+					continue
+				}
+				known = true
+				if slices.Contains(above, c) {
+					continue
+				}
+				if err := checkIssuer(c, l.now); err != nil {
+					closest = err
+					continue
+				}
+				rooted = rooted || l.roots[c]
+				above, next = append(above, c), append(next, c)
+			}
+			if !known {
+				closest = fmt.Errorf("its issuer %s is not known", issuerName(below.Issuer))
+			}
+		}
+		level = next
+	}
+	switch {
+	case rooted:
+		return above, nil
+	case closest != nil:
+		return nil, closest
+	}
+	return nil, fmt.Errorf("its issuer %s leads to no root", issuerName(leaf.Issuer))
+}
+
+// down goes on from a chain, a root first, whose last certificate is vouched for. Its error is about the last that was
+// looked at.
+func (l *Look) down(chain, above []*ekcert.Certificate, leaf *ekcert.Certificate) error {
+	issuer := chain[len(chain)-1]
+	closest := fmt.Errorf("its issuer %s leads to no root", issuerName(leaf.Issuer))
+	for _, c := range append([]*ekcert.Certificate{leaf}, above...) {
+		if !bytes.Equal(c.Issuer, issuer.Subject) || l.roots[c] || slices.Contains(chain, c) || c != leaf && len(chain) == maxDepth-1 {
+			continue
+		}
+		if l.checks == 0 {
+			return errors.New("too many certificates have the name of its issuer")
+		}
+		l.checks--
+		if err := c.SignedBy(issuer); err != nil {
+			closest = fmt.Errorf("by its issuer %s: %v", issuerName(issuer.Subject), err)
+			continue
+		}
+		var err error
+		if c == leaf {
+			err = checkLengths(chain)
+		} else {
+			err = l.down(append(slices.Clip(chain), c), above, leaf)
+		}
 		if err == nil {
 			return nil
 		}
 		closest = err
 	}
 	return closest
+}
+
+// checkLengths compares each issuer of a chain, the root first, with how many CAs are between it and the EK.
+func checkLengths(chain []*ekcert.Certificate) error {
+	for i, c := range chain {
+		if below := len(chain) - 1 - i; c.PathLen >= 0 && below > c.PathLen {
+			return fmt.Errorf("the certificate of its issuer %s allows %d CAs below it, and there are %d", issuerName(c.Subject), c.PathLen, below)
+		}
+	}
+	return nil
 }

@@ -103,11 +103,11 @@ func TestFixtures(t *testing.T) {
 	for _, path := range paths {
 		name := filepath.Base(path)
 		isRSA := strings.HasPrefix(name, "good-rsa")
-		err := d.Check([][]byte{read(t, path)}, keys[isRSA], now)
+		err := d.Look(now).Check([][]byte{read(t, path)}, keys[isRSA])
 		if good := strings.HasPrefix(name, "good-"); (err == nil) != good {
 			t.Errorf("%s: %v", name, err)
 		}
-		if d.Check([][]byte{read(t, path)}, keys[!isRSA], now) == nil {
+		if d.Look(now).Check([][]byte{read(t, path)}, keys[!isRSA]) == nil {
 			t.Errorf("%s is good for another EK", name)
 		}
 	}
@@ -171,7 +171,7 @@ func TestChains(t *testing.T) {
 				issuer, leaf := below(c.change)
 				c.dir, c.sent = map[string][]byte{"root.pem": maker.Root, "below.der": issuer}, [][]byte{leaf}
 			}
-			err := dirOf(t, c.dir).Check(c.sent, ek.Public(), now)
+			err := dirOf(t, c.dir).Look(now).Check(c.sent, ek.Public())
 			if c.want != "" {
 				refused(t, err, c.want)
 			} else if err != nil {
@@ -182,7 +182,7 @@ func TestChains(t *testing.T) {
 
 	for pathLen, want := range map[int]string{1: "", 0: "allows 0 CAs below it, and there are 1"} {
 		issuer, _ := below(func(c *testtpm.Cert) { c.Extensions = testtpm.CAExtensions(pathLen) })
-		err := dirOf(t, map[string][]byte{"root.pem": maker.Root, "below.der": issuer, "deep.der": deepIssuer}).Check([][]byte{deepLeaf}, ek.Public(), now)
+		err := dirOf(t, map[string][]byte{"root.pem": maker.Root, "below.der": issuer, "deep.der": deepIssuer}).Look(now).Check([][]byte{deepLeaf}, ek.Public())
 		if want != "" {
 			refused(t, err, want)
 		} else if err != nil {
@@ -191,7 +191,8 @@ func TestChains(t *testing.T) {
 	}
 }
 
-// TestReadAgain: a file that comes, changes or goes counts from the next look on.
+// TestReadAgain: a file that comes, changes or goes counts from the next look on, but for one that is written over, within
+// a second.
 func TestReadAgain(t *testing.T) {
 	maker, other := testtpm.NewMaker("One"), testtpm.NewMaker("Two")
 	ek := aKey(t)
@@ -201,15 +202,20 @@ func TestReadAgain(t *testing.T) {
 	if err := os.Mkdir(d.Path(), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, d.Check(leaf, ek.Public(), now), "no root is in")
+	at := now
+	check := func() error {
+		at = at.Add(lookEvery)
+		return d.Look(at).Check(leaf, ek.Public())
+	}
+	refused(t, check(), "no root is in")
 	put(t, d, "a.pem", maker.Root)
-	if err := d.Check(leaf, ek.Public(), now); err != nil {
+	if err := check(); err != nil {
 		t.Error(err)
 	}
 	put(t, d, "b.pem", other.Root)
 	put(t, d, "c.pem", []byte("nonsense"))
 	for range 3 {
-		if d.Roots() != 2 || d.Check(leaf, ek.Public(), now) != nil {
+		if d.Roots() != 2 || check() != nil {
 			t.Error("a file that cannot be read keeps others from counting")
 		}
 	}
@@ -219,19 +225,61 @@ func TestReadAgain(t *testing.T) {
 	if err := os.Remove(filepath.Join(d.Path(), "a.pem")); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, d.Check(leaf, ek.Public(), now), "is not known")
+	refused(t, check(), "is not known")
+	// Written over: the directory does not change by that.
+	put(t, d, "b.pem", maker.Root)
+	refused(t, d.Look(at.Add(lookEvery-1)).Check(leaf, ek.Public()), "is not known")
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+	// A clock that steps back stops no look.
+	put(t, d, "b.pem", other.Root)
+	refused(t, d.Look(at.Add(-time.Hour)).Check(leaf, ek.Public()), "is not known")
 }
 
-// TestWorkIsBounded: a crowd of CAs of one name costs a bounded number of signatures.
+// TestStrangersKeysAreNotUsed: of issuers that a stranger made, all with one name and one slow key so that any may have
+// signed any, none costs a signature of that key; a good one of the site's is tried, once for each that claims it.
+func TestStrangersKeysAreNotUsed(t *testing.T) {
+	maker := testtpm.NewMaker("Chip")
+	d := dirOf(t, map[string][]byte{"root.pem": maker.Root, "ca.pem": maker.Issuer})
+	slow, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"x": 0, "Chip Root": 4, "Chip CA": 5} {
+		l, ek := d.Look(now), aKey(t)
+		sent := [][]byte{testtpm.Cert{Issuer: name, Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(slow)}
+		for i := range 3 {
+			sent = append(sent, testtpm.Cert{Issuer: name, Subject: name, Key: slow.Public(), NotAfter: now.AddDate(1+i, 0, 0), Extensions: testtpm.CAExtensions(-1)}.Sign(slow))
+		}
+		if l.Check(sent, ek.Public()) == nil {
+			t.Errorf("%s: it is good", name)
+		}
+		if got := maxChecks - l.checks; got != want {
+			t.Errorf("%s: %d signatures, not %d", name, got, want)
+		}
+	}
+}
+
+// TestWorkIsBounded: a crowd of CAs of a root's name costs a bounded number of signatures, for all EKs of a claim together.
 func TestWorkIsBounded(t *testing.T) {
 	maker := testtpm.NewMaker("Chip")
-	ek := aKey(t)
-	d := dirOf(t, map[string][]byte{"root.pem": maker.Root})
-	sent := [][]byte{testtpm.Cert{Issuer: "Crowd", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(aKey(t))}
-	for range maxChecks + 1 {
-		sent = append(sent, testtpm.Cert{Issuer: "Crowd", Subject: "Crowd", Key: aKey(t).Public(), Extensions: testtpm.CAExtensions(-1)}.Sign(ek))
+	l := dirOf(t, map[string][]byte{"root.pem": maker.Root}).Look(now)
+	for range 3 {
+		ek := aKey(t)
+		sent := [][]byte{testtpm.Cert{Issuer: "Chip Root", Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(aKey(t))}
+		for range maxChecks / 2 {
+			sent = append(sent, testtpm.Cert{Issuer: "Chip Root", Subject: "Chip Root", Key: aKey(t).Public(), Extensions: testtpm.CAExtensions(-1)}.Sign(ek))
+		}
+		if l.Check(sent, ek.Public()) == nil {
+			t.Fatal("it is good")
+		}
 	}
-	refused(t, d.Check(sent, ek.Public(), now), "too many certificates")
+	ek := aKey(t)
+	refused(t, l.Check([][]byte{maker.Certify(ek.Public()), maker.Issuer}, ek.Public()), "too many certificates")
+	if l.checks != 0 {
+		t.Errorf("%d signatures are left", l.checks)
+	}
 }
 
 // TestWhatIsQuoted of a stranger's certificate is short, and harmless on a terminal.
@@ -240,7 +288,7 @@ func TestWhatIsQuoted(t *testing.T) {
 	ek := aKey(t)
 	d := dirOf(t, map[string][]byte{"root.pem": maker.Root})
 	evil := testtpm.Cert{Issuer: "\x1b[2J" + strings.Repeat("é", 200), Key: ek.Public(), Extensions: testtpm.EKExtensions()}.Sign(ek)
-	err := d.Check([][]byte{evil}, ek.Public(), now)
+	err := d.Look(now).Check([][]byte{evil}, ek.Public())
 	if err == nil || len(err.Error()) > 500 || slices.ContainsFunc([]byte(err.Error()), func(b byte) bool { return b < ' ' || b > '~' }) {
 		t.Errorf("%q", err)
 	}
@@ -265,16 +313,16 @@ func FuzzCheck(f *testing.F) {
 	for _, path := range paths {
 		b := read(f, path)
 		f.Add(b, issuer)
-		if d.Check([][]byte{b}, ek, now) == nil {
+		if d.Look(now).Check([][]byte{b}, ek) == nil {
 			signed = append(signed, toBeSigned(f, b))
 		}
 	}
 	f.Fuzz(func(t *testing.T, one, two []byte) {
 		sent := [][]byte{one, two}
-		if d.Check(sent, stranger, now) == nil {
+		if d.Look(now).Check(sent, stranger) == nil {
 			t.Error("it is good for any EK")
 		}
-		if d.Check(sent, ek, now) == nil && !slices.ContainsFunc(signed, func(tbs []byte) bool {
+		if d.Look(now).Check(sent, ek) == nil && !slices.ContainsFunc(signed, func(tbs []byte) bool {
 			return bytes.Contains(one, tbs) || bytes.Contains(two, tbs)
 		}) {
 			t.Error("it is good, and its maker never signed it")
