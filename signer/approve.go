@@ -25,6 +25,9 @@ func (s *slot) holds() bool {
 	return s.EK == "" && s.Grant != nil && !s.Grant.Used && (s.Grant.Approve || s.Grant.Learn)
 }
 
+// waits says whether it does so for approval.
+func (s *slot) waits() bool { return s.holds() && s.Grant.Approve && !s.Grant.Learn }
+
 // hold notes the first TPM that proves itself, on record; nothing of it stands there before the proof (I10).
 func (h *Head) hold(ctx context.Context, at *attest.Attested, item store.Item, s *slot, bound bindings, who *peer, now time.Time) *refusal {
 	next, kind := *s, "pending"
@@ -60,10 +63,12 @@ type ApproveRequest struct {
 	IDs      []string      `json:"ids,omitempty"`
 	Selector string        `json:"selector,omitempty"` // of package selector: narrows IDs
 	For      time.Duration `json:"for"`                // how long the TPM has to come and get its certificate, from now
-	// Expect are the EKs that the administrator saw, by name; a node that another one waits for by now is refused.
+	// Expect are the EKs that the administrator saw, by name; a node that another one waits for is refused.
 	// With it IDs may be left out: all its names.
 	Expect map[string]string `json:"expect,omitempty"`
 	EK     string            `json:"ek,omitempty"` // this one, waiting or not, and pin it; for one node only
+	// TakeBack: also one that `certs replace` took out of the node.
+	TakeBack bool `json:"take_back,omitempty"`
 }
 
 // adminApprove binds each node to the TPM that waits for it, which gets its certificate when it asks next.
@@ -103,6 +108,7 @@ func (h *Head) adminApprove(ctx context.Context, req ApproveRequest, out *stream
 		whose[ek] = name
 	}
 	var last time.Time
+	eks := map[string]string{}
 	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		s, ek, owner, err := h.mayApprove(ctx, item, req)
 		if err != nil {
@@ -115,8 +121,10 @@ func (h *Head) adminApprove(ctx context.Context, req ApproveRequest, out *stream
 			"ek": ek, "grant": e.slot.Grant.ID, "until": e.slot.Grant.Until.Format(time.RFC3339), "by": byWhom(ctx),
 		})}
 		last = later(last, e.slot.Grant.Until)
+		eks[s.Node] = ek
 		return e, nil
 	})
+	result.EKs = eks
 	result.Until = last.UTC().Truncate(time.Second)
 	return result, err
 }
@@ -131,7 +139,7 @@ func (h *Head) mayApprove(ctx context.Context, item store.Item, req ApproveReque
 	if s.Pending != nil {
 		ek = s.Pending.EK
 	}
-	if want, looked := req.Expect[name]; looked && want != ek {
+	if req.EK == "" && ek != "" && req.Expect[name] != ek {
 		return nil, "", owner, adminError(KindPolicy, "muster certs list --state pending", "who waits for %s is not who was shown", name)
 	}
 	if req.EK != "" {
@@ -140,10 +148,13 @@ func (h *Head) mayApprove(ctx context.Context, item store.Item, req ApproveReque
 	switch {
 	case s.Revoked:
 		return nil, "", owner, adminError(KindPolicy, "muster certs enable --again --approve -i "+name, "%s is revoked", name)
-	case s.Disabled || !s.holds() || !s.Grant.Approve:
+	case s.Disabled || !s.waits():
 		return nil, "", owner, adminError(KindPolicy, notWaitedFor(s), "nothing of %s waits for approval", name)
 	case ek == "":
 		return nil, "", owner, adminError(KindPolicy, "boot it; to name its TPM beforehand: muster certs approve -i "+name+" --ek SHA256", "no TPM has asked to be %s yet", name)
+	}
+	if err := mayComeBack(s, ek, req.TakeBack, "muster certs approve"); err != nil {
+		return nil, "", owner, err
 	}
 	owner, err = h.owned(ctx, ek, name)
 	return s, ek, owner, err

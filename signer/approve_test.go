@@ -15,12 +15,34 @@ import (
 
 func withApproval(r *EnableRequest) { r.Approve = true }
 func learning(r *EnableRequest)     { r.Learn = true }
-func learned(r *EnableRequest)      { r.Learned, r.Level = true, wire.Pinned }
 
+// approve approves who waits now, unless req says who was seen.
 func (s *site) approve(req ApproveRequest) error {
 	req.For = time.Hour
+	if req.Expect == nil && req.EK == "" {
+		req.Expect = s.candidates(func(s *slot) *Candidate { return s.Pending })
+	}
 	_, err := s.adminApprove(context.Background(), req, noStream())
 	return err
+}
+
+// candidates are the EKs, by name, that a table for the administrator shows.
+func (s *site) candidates(of func(*slot) *Candidate) map[string]string {
+	seen := map[string]string{}
+	for item, err := range s.store.List(context.Background(), prefixSlot) {
+		s.must(err)
+		rec, err := parse[slot](item)
+		s.must(err)
+		if c := of(rec); c != nil {
+			seen[rec.Node] = c.EK
+		}
+	}
+	return seen
+}
+
+// learned pins what is learned by now.
+func (s *site) learned(r *EnableRequest) {
+	r.Learned, r.Level, r.Expect = true, wire.Pinned, s.candidates(func(s *slot) *Candidate { return s.Learned })
 }
 
 // refusedByPolicy fails the test unless err says how to go on.
@@ -117,7 +139,7 @@ func TestPendingIsNotAnyStrangers(t *testing.T) {
 	refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n1"}}), "muster certs show -i n0")
 }
 
-// TestApproveWhatWasSeen: --all approves what its table showed, and not who came since.
+// TestApproveWhatWasSeen: what the table showed is approved, and not who came since, nor what was never shown.
 func TestApproveWhatWasSeen(t *testing.T) {
 	s, k, other := newSite(t), aChip(t).nodeKey(), aChip(t).nodeKey()
 	s.enable("n0", withApproval)
@@ -128,7 +150,9 @@ func TestApproveWhatWasSeen(t *testing.T) {
 	}
 	s.enable("n0", withApproval)
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(other, "n0")), wire.Pending)
-	refusedByPolicy(t, s.approve(ApproveRequest{Expect: map[string]string{"n0": k.ekHash()}}), "--state pending")
+	for _, seen := range []map[string]string{{"n0": k.ekHash()}, {"n1": other.ekHash()}, {}} {
+		refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n0"}, Expect: seen}), "--state pending")
+	}
 	equal(t, "state", s.record("n0").state(s.clock.now()), StatePending)
 	s.must(s.approve(ApproveRequest{Expect: map[string]string{"n0": other.ekHash()}}))
 	s.enrol(other, "n0")
@@ -189,7 +213,7 @@ func TestLearn(t *testing.T) {
 	s, k, other := newSite(t), aChip(t).nodeKey(), aChip(t).nodeKey()
 	s.enable("n0", learning)
 	s.enable("n[5-6]")
-	refusedByPolicy(t, s.tryEnable("n[0,5-6]", learned), "--learn -i n[0,5-6],")
+	refusedByPolicy(t, s.tryEnable("n[0,5-6]", s.learned), "--learn -i n[0,5-6],")
 	answer := s.answered(k, "n0")
 	refusedWith(t, s.post(wire.PathEnroll, answer), wire.Pending)
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(other, "n0")), wire.Pending)
@@ -204,7 +228,7 @@ func TestLearn(t *testing.T) {
 	}
 	s.clock.move(2 * time.Hour)
 	equal(t, "state", s.record("n0").state(s.clock.now()), StateDisabled)
-	s.enable("n0", learned)
+	s.enable("n0", s.learned)
 	refusedWith(t, s.post(wire.PathChallenge, other.ChallengeRequest("n0")), wire.NotEnabled)
 	s.enrol(k, "n0")
 	equal(t, "level", s.record("n0").Cert.Level, wire.Pinned)
@@ -221,7 +245,7 @@ func TestLearn(t *testing.T) {
 	for _, name := range []string{"n1", "n2"} {
 		refusedWith(t, s.post(wire.PathEnroll, s.answered(other, name)), wire.Pending)
 	}
-	refusedByPolicy(t, s.tryEnable("n[1-2]", learned), "muster certs show")
+	refusedByPolicy(t, s.tryEnable("n[1-2]", s.learned), "muster certs show")
 	// Plain enabling is no learning.
 	s.enable("n1")
 	s.enrol(other, "n1")
@@ -239,4 +263,105 @@ func TestNobodyWaitsWithoutAGrant(t *testing.T) {
 	refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n0"}}), "--state pending")
 	s.enable("n0", withApproval)
 	equal(t, "state", s.record("n0").state(s.clock.now()), StateOpen)
+}
+
+// TestApprovalStays: once asked for, it holds for the grants that follow, whatever becomes of the first one's window.
+func TestApprovalStays(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		between func(*site)
+		holds   bool
+	}{
+		{"a window that is over", func(s *site) { s.clock.move(2 * time.Hour) }, true},
+		{"learning", func(s *site) { s.enable("n0", learning) }, true},
+		{"learning, and that is over", func(s *site) { s.enable("n0", learning); s.clock.move(2 * time.Hour) }, true},
+		{"another level", func(s *site) { s.clock.move(2 * time.Hour); s.makerOf("Chip"); s.enable("n0", atLevel(wire.Vendor)) }, true},
+		{"disable", func(s *site) { s.disable("n0") }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, k, other := newSite(t), aChip(t).nodeKey(), aStandin(t)
+			s.enable("n0", withApproval)
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n0")), wire.Pending)
+			c.between(s)
+			done, err := s.adminEnable(context.Background(), EnableRequest{IDs: []string{"n[0-1]"}, For: time.Hour, Level: wire.TOFU}, noStream())
+			s.must(err)
+			if !c.holds {
+				equal(t, "held", done.(*Changed).Held, "")
+				s.enrol(other, "n0")
+				return
+			}
+			equal(t, "held", done.(*Changed).Held, "n0")
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(other, "n0")), wire.Pending)
+			equal(t, "who waits", s.record("n0").Pending.EK, k.ekHash())
+			s.must(s.approve(ApproveRequest{IDs: []string{"n0"}}))
+			s.enrol(k, "n0")
+		})
+	}
+}
+
+// TestLearningHoldsOff: while a grant only learns, nobody is let in by it, who waits or who is known by an import.
+func TestLearningHoldsOff(t *testing.T) {
+	s, k := newSite(t), aChip(t).nodeKey()
+	s.enable("n0", withApproval)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n0")), wire.Pending)
+	s.enable("n0", learning)
+	refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n0"}}), "")
+
+	s.enable("n1", learning)
+	early := s.answered(k, "n1")
+	s.imports("name,ek\nn1," + k.ekHash() + "\n")
+	refusedWith(t, s.post(wire.PathEnroll, early), wire.StaleChallenge)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n1")), wire.NotEnabled)
+	if why := s.why("n1"); !strings.Contains(why.Sentence, "to learn its TPM, which is on record") || why.Hint != "muster certs enable -i n1" {
+		t.Errorf("%+v", why)
+	}
+	if s.record("n1").Cert != nil {
+		t.Error("a grant that learns led to a certificate")
+	}
+	s.enable("n1")
+	s.enrol(k, "n1")
+	equal(t, "level", s.record("n1").Cert.Level, wire.Pinned)
+}
+
+// TestLearnedGoes: what was learned is dropped by disable and by learning anew, and only what was shown is pinned.
+func TestLearnedGoes(t *testing.T) {
+	s, bad, good := newSite(t), aChip(t).nodeKey(), aChip(t).nodeKey()
+	s.enable("n0", learning)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(bad, "n0")), wire.Pending)
+	s.disable("n0")
+	if s.record("n0").Learned != nil {
+		t.Error("disable does not drop it")
+	}
+	refusedByPolicy(t, s.tryEnable("n0", s.learned), "--learn -i n0")
+	s.enable("n0", learning)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(bad, "n0")), wire.Pending)
+	seen := s.candidates(func(s *slot) *Candidate { return s.Learned })
+	s.clock.move(2 * time.Hour)
+	s.enable("n0", learning)
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(good, "n0")), wire.Pending)
+	equal(t, "learned", s.record("n0").Learned.EK, good.ekHash())
+	for _, shown := range []map[string]string{seen, nil} {
+		refusedByPolicy(t, s.tryEnable("n0", func(r *EnableRequest) { r.Learned, r.Level, r.Expect = true, wire.Pinned, shown }), "muster certs show -i n0")
+	}
+	s.enable("n0", s.learned)
+	s.enrol(good, "n0")
+}
+
+// TestOthersAreJournalledOnce: a TPM made in software costs nothing, so that those who ask beside the one that waits leave
+// one line, however many they are and however long they go on.
+func TestOthersAreJournalledOnce(t *testing.T) {
+	s := newSite(t)
+	one, others := aStandin(t), []*standin.TPM{aStandin(t), aStandin(t)}
+	s.enable("n0", withApproval, func(r *EnableRequest) { r.For = 24 * time.Hour })
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(one, "n0")), wire.Pending)
+	before := len(s.journal())
+	for range 5 {
+		for _, other := range others {
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(other, "n0")), wire.Pending)
+		}
+		s.clock.move(2 * time.Minute)
+	}
+	all := s.journal()
+	equal(t, "journal", len(all), before+1)
+	equal(t, "reason", all[len(all)-1].Fields["reason"], string(whyAnother))
 }

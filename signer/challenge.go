@@ -172,10 +172,10 @@ func admissible(s *slot, ek string, now time.Time) *refusal {
 	switch {
 	case s.EK == ek:
 		return nil
+	case slices.Contains(s.Replaced, ek):
+		return refuse(wire.NotEnabled, whyReplaced, "%s is to get another TPM than the EK %s", s.Node, ek)
 	case s.EK != "":
 		return refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
-	case s.Replaced == ek:
-		return refuse(wire.NotEnabled, whyReplaced, "%s is to get another TPM than the EK %s", s.Node, ek)
 	}
 	return mayIssue(s, wire.Pinned, now)
 }
@@ -189,6 +189,8 @@ func mayIssue(s *slot, level wire.Level, now time.Time) *refusal {
 		return refuse(wire.NotEnabled, whyDisabled, "%s is disabled", s.Node)
 	case s.Grant == nil || s.Grant.Used:
 		return refuse(wire.NotEnabled, whyNotEnabled, "%s has no open grant", s.Node)
+	case s.knows():
+		return refuse(wire.NotEnabled, whyNotEnabled, "the grant of %s is to learn its TPM, which is on record", s.Node)
 	case !now.Before(s.Grant.Until):
 		return refuse(wire.NotEnabled, whyWindowOver, "the window of %s was over at %s", s.Node, day(s.Grant.Until))
 	case level.Rank() < s.Grant.Level.Rank():

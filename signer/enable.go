@@ -38,6 +38,9 @@ type EnableRequest struct {
 	Approve  bool `json:"approve,omitempty"` // a TPM that is not on record waits for `certs approve`
 	Learn    bool `json:"learn,omitempty"`   // note EKs, and issue nothing
 	Learned  bool `json:"learned,omitempty"` // pin the EK that was learned
+	// Expect are the learned EKs that the administrator saw, by name; a node that another one was learned for is refused.
+	Expect   map[string]string `json:"expect,omitempty"`
+	TakeBack bool              `json:"take_back,omitempty"` // EK may be one that `certs replace` took out of the node
 }
 
 const changedSchema = "muster.changed/v1"
@@ -56,11 +59,13 @@ type Changed struct {
 	Altered   string    `json:"changed,omitempty"` // had a record, which says something else now
 	Removed   string    `json:"removed,omitempty"`
 	Approved  string    `json:"approved,omitempty"`
+	Held      string    `json:"held,omitempty"`     // of those enabled: the TPM is to wait for approval, as an earlier enable asked
 	Replaced  string    `json:"replaced,omitempty"` // the TPM is to be another one
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
 	// Passwords of EST clients, which are nowhere else.
-	Passwords []Credential `json:"passwords,omitempty"`
+	Passwords []Credential      `json:"passwords,omitempty"`
+	EKs       map[string]string `json:"eks,omitempty"` // that were approved, by name
 }
 
 // MaxWindow bounds how long a grant may wait: an open one is a door.
@@ -125,13 +130,17 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 	}
 	now := h.now()
 	var last time.Time
+	held := map[string]bool{}
 	result, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		e, err := h.enable(ctx, item, req, now)
 		if err == nil && e.what != unchanged {
 			last = later(last, e.slot.Grant.Until)
+			held[e.slot.Node] = e.slot.waits() && !req.Approve
 		}
 		return e, err
 	})
+	maps.DeleteFunc(held, func(_ string, is bool) bool { return !is })
+	result.Held = fold(slices.Sorted(maps.Keys(held)))
 	result.Until = last.UTC().Truncate(time.Second)
 	return result, err
 }
@@ -236,7 +245,9 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		if s.Learned == nil {
 			return nil, owner, fmt.Errorf("%s: %w", name, errUnlearned)
 		}
-		ek = s.Learned.EK
+		if ek = s.Learned.EK; req.Expect[name] != ek {
+			return nil, owner, adminError(KindPolicy, "muster certs show -i "+name, "the EK that was learned for %s is not the one that was shown", name)
+		}
 	}
 	if req.Level == wire.Pinned && !s.Pinned && ek == "" {
 		hint, known := "on the node: muster-agent ek; then here: muster certs enable -i "+name+" --ek SHA256", ""
@@ -251,13 +262,30 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 	if ek == "" {
 		return s, owner, nil
 	}
-	owner, err = h.mayPin(ctx, s, ek)
+	owner, err = h.mayPin(ctx, s, ek, req.TakeBack)
 	return s, owner, err
 }
 
-// mayPin refuses to bind an EK to a second name, or a name to a second EK. It returns the item that says whose
-// the EK is.
-func (h *Head) mayPin(ctx context.Context, s *slot, ek string) (owner store.Item, err error) {
+// mayComeBack refuses an EK that was taken out of s, unless the administrator says so beside naming it: a table or a
+// habit of old would bring it back. command is what takes him at his word.
+func mayComeBack(s *slot, ek string, takeBack bool, command string) error {
+	if takeBack || !slices.Contains(s.Replaced, ek) {
+		return nil
+	}
+	return adminError(KindPolicy, "if it is to come back: "+command+" -i "+s.Node+" --take-back --ek "+ek,
+		"the TPM with this EK was taken out of %s by muster certs replace", s.Node)
+}
+
+// mayPin refuses to bind an EK to a second name, a name to a second EK, or to one that was taken out of it. It returns the
+// item that says whose the EK is.
+func (h *Head) mayPin(ctx context.Context, s *slot, ek string, takeBack bool) (owner store.Item, err error) {
+	command := "muster certs enable"
+	if s.EK != "" {
+		command = "muster certs replace"
+	}
+	if err := mayComeBack(s, ek, takeBack, command); err != nil {
+		return owner, err
+	}
 	if s.EK != "" && s.EK != ek {
 		return owner, adminError(KindPolicy, "if its board was changed: muster certs replace -i "+s.Node+" --ek "+ek, "%s is bound to another EK, %s", s.Node, s.EK)
 	}
@@ -311,8 +339,16 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		g.Until = later(g.Until, until)
 		s.Grant = &g
 	default:
+		was := s.Grant
 		s.Grant = &grant{ID: newID(), Until: until, Level: wire.TOFU, Learn: req.Learn}
-		s.Pending = nil
+		if was != nil && !was.Used && !s.Disabled {
+			s.Grant.Approve = was.Approve // asked for once, it holds until disable
+		} else {
+			s.Pending = nil
+		}
+		if req.Learn { // anew
+			s.Learned = nil
+		}
 	}
 	if req.Level != "" {
 		s.Grant.Level = req.Level
@@ -375,7 +411,7 @@ func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream
 			e.what = unchanged
 			return e, nil
 		}
-		e.slot.Disabled, e.slot.Pending = true, nil
+		e.slot.Disabled, e.slot.Pending, e.slot.Learned = true, nil, nil
 		e.tx.Events = []store.Event{event(now, "disable", s.Node, map[string]string{"by": byWhom(ctx)})}
 		return e, nil
 	})

@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"muster/internal/wire"
@@ -127,7 +128,7 @@ func (h *Head) decide(at *attest.Attested, s *slot, now time.Time) (stored, over
 	if s.EK != "" && s.EK != at.EK() {
 		return nil, nil, refuse(wire.NotEnabled, whyOtherTPM, "%s is bound to the EK %s", s.Node, s.EK)
 	}
-	if s.EK == "" && s.Replaced == at.EK() {
+	if s.EK == "" && slices.Contains(s.Replaced, at.EK()) {
 		return nil, nil, refuse(wire.NotEnabled, whyReplaced, "%s is to get another TPM than the EK %s", s.Node, at.EK())
 	}
 	no = mayIssue(s, at.Level(), now)

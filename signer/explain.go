@@ -142,7 +142,7 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 	if s.Disabled {
 		return name + " was disabled", "muster certs enable -i " + name
 	}
-	if s.Grant != nil && !s.Grant.Used {
+	if s.Grant != nil && !s.Grant.Used && !s.knows() {
 		return fmt.Sprintf("the window of %s was over on %s, and it had not asked", name, day(s.Grant.Until)), "muster certs enable -i " + name
 	}
 	return name + " is not enabled", "muster certs enable -i " + name
@@ -182,7 +182,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return "", "", false // the record says so
 	case whyAnother:
 		first, what := s.Pending, "waits"
-		if first == nil {
+		if first == nil || s.Grant != nil && s.Grant.Learn {
 			first, what = s.Learned, "was learned"
 		}
 		if first == nil {
@@ -191,8 +191,12 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		return fmt.Sprintf("two TPMs ask to be %s: the EK %s %s, and the EK %s asked %s%s", name, first.EK, what, last.EK, times(last.Count), from(last.Addr, last.At)),
 			"the right one is what muster-agent ek prints on the node: " + choose(s) + " --ek SHA256", true
 	case whyReplaced:
+		back := enable
+		if s.EK != "" {
+			back = "muster certs replace -i " + name
+		}
 		return fmt.Sprintf("the board that was taken out of %s (EK %s) asked %s%s", name, last.EK, times(last.Count), from(last.Addr, last.At)),
-			"if it is the right one after all: " + enable + " --ek " + last.EK, true
+			"if it is the right one after all: " + back + " --take-back --ek " + last.EK, true
 	case whyVendor:
 		return fmt.Sprintf("%s asked%s with the EK %s, and its maker does not vouch for it: %s", name, from(last.Addr, last.At), last.EK, last.Detail),
 			"the makers' certificates belong into ek-roots/ in the state directory; or name the EK: " + enable + " --ek " + last.EK, true
@@ -286,7 +290,7 @@ func explainTrouble(code wire.Trouble) (says, hint string) {
 
 // choose is the command that names the right one of several TPMs.
 func choose(s *slot) string {
-	if s.holds() && s.Grant.Approve {
+	if s.waits() {
 		return "muster certs approve -i " + s.Node
 	}
 	return "muster certs enable -i " + s.Node

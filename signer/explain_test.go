@@ -157,7 +157,7 @@ var whyRows = []whyRow{
 		s.post(wire.PathChallenge, k.chip.nodeKey().ChallengeRequest("n0"))
 	},
 		"the board that was taken out of n0 (EK EK) asked once from 192.0.2.1 at TIME",
-		"if it is the right one after all: muster certs enable -i n0 --ek EK"},
+		"if it is the right one after all: muster certs enable -i n0 --take-back --ek EK"},
 	{"may ask for approval", []any{StateOpen}, func(s *site, _, _ *key) { s.enable("n0", withApproval) },
 		"n0 may ask for your approval until DAY, and has not asked since this head started",
 		"boot the node; on it: muster-agent doctor"},

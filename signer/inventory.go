@@ -204,7 +204,7 @@ func (p *plan) edit(ctx context.Context, item store.Item, judging bool) (edit, e
 		}
 	}
 	if ek := e.slot.EK; ek != s.EK || e.slot.Pinned != s.Pinned {
-		owner, err := p.h.mayPin(ctx, s, ek)
+		owner, err := p.h.mayPin(ctx, s, ek, false)
 		if err != nil {
 			return edit{}, p.wrong(entry, inventory.EK, err)
 		}

@@ -188,10 +188,21 @@ func (h *Head) isKnown(ctx context.Context, name string) bool {
 	return err == nil && item.Revision != 0
 }
 
-// journalRefusal records a refusal after proof, at most one a minute for each name and reason.
+// journalRefusal records a refusal after proof, at most one a minute for each name and reason. Who waits is on record, and
+// asks again and again; that others ask beside him is told once, however many they are: a TPM made in software costs nothing.
 func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now time.Time) {
-	if no.reason == whyStore || no.reason == whyPending || no.reason == whyLearned || !h.refusals.allow(who.node+"/"+string(no.reason), now) {
+	about := who.node + "/" + string(no.reason)
+	switch no.reason {
+	case whyStore, whyPending, whyLearned:
 		return
+	case whyAnother:
+		if !h.refusals.first(about + "/" + no.detail) { // which says who waits
+			return
+		}
+	default:
+		if !h.refusals.allow(about, now) {
+			return
+		}
 	}
 	ev := event(now, "refuse", who.node, map[string]string{"reason": string(no.reason), "detail": no.detail, "ek": who.ek, "addr": who.addr})
 	if err := h.store.Commit(ctx, store.Tx{Events: []store.Event{ev}}); err != nil {
@@ -199,12 +210,13 @@ func (h *Head) journalRefusal(ctx context.Context, who *peer, no *refusal, now t
 	}
 }
 
-// throttle lets each name through once a minute. It holds those of the last two minutes, of which a name that was removed
-// meanwhile may be one.
+// throttle lets each name through once a minute, or once. It holds those of the last two minutes, of which a name that
+// was removed meanwhile may be one; and of those that come once, who waits: the administrator alone lets another one wait.
 type throttle struct {
 	mu     sync.Mutex
 	last   map[string]time.Time
 	tidied time.Time
+	came   map[string]bool // of first
 }
 
 func (t *throttle) allow(name string, now time.Time) bool {
@@ -219,6 +231,20 @@ func (t *throttle) allow(name string, now time.Time) bool {
 		t.tidied = now
 	}
 	t.last[name] = now
+	return true
+}
+
+// first lets a name through once.
+func (t *throttle) first(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.came[name] {
+		return false
+	}
+	if t.came == nil {
+		t.came = map[string]bool{}
+	}
+	t.came[name] = true
 	return true
 }
 

@@ -3,6 +3,7 @@ package signer
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"muster/internal/wire"
@@ -112,7 +113,7 @@ type slot struct {
 	// Pending and Learned are TPMs that proved themselves and got nothing for it; see approve.go.
 	Pending  *Candidate `json:"pending,omitempty"`
 	Learned  *Candidate `json:"learned,omitempty"`
-	Replaced string     `json:"replaced,omitempty"` // EK of the board that was taken out: another name may have it, not this one
+	Replaced []string   `json:"replaced,omitempty"` // EKs of boards that were taken out, the newest last: another name may have them, not this one
 }
 
 // grant is one `certs enable`: it leads to certificates for at most one key (I1).
@@ -163,9 +164,13 @@ func (s *slot) class() class {
 	return classNode
 }
 
+// open says whether a certificate can be had by the grant, or a TPM be learned.
 func (s *slot) open(now time.Time) bool {
-	return !s.Revoked && !s.Disabled && s.Grant != nil && !s.Grant.Used && now.Before(s.Grant.Until)
+	return !s.Revoked && !s.Disabled && s.Grant != nil && !s.Grant.Used && !s.knows() && now.Before(s.Grant.Until)
 }
+
+// knows says that the grant is to learn a TPM, and that one is on record by now: by an import, say.
+func (s *slot) knows() bool { return s.Grant.Learn && s.EK != "" }
 
 func (s *slot) state(now time.Time) State {
 	switch {
@@ -177,7 +182,7 @@ func (s *slot) state(now time.Time) State {
 		return StateActive
 	case s.Cert.inDate(now):
 		return StateIssued
-	case s.Pending != nil && s.holds():
+	case s.Pending != nil && s.waits():
 		return StatePending
 	case s.open(now):
 		return StateOpen
@@ -201,7 +206,10 @@ func (s *slot) level(ek string, proven wire.Level) wire.Level {
 
 // take makes ek the slot's. Nobody waits for the name any more.
 func (s *slot) take(ek string, pinned bool) {
-	s.EK, s.Pinned, s.Pending, s.Learned, s.Replaced = ek, pinned, nil, nil, ""
+	s.EK, s.Pinned, s.Pending, s.Learned = ek, pinned, nil, nil
+	if slices.Contains(s.Replaced, ek) {
+		s.Replaced = minus(s.Replaced, []string{ek})
+	}
 }
 
 // grantID is the id that a challenge binds; empty when the slot never had a grant.

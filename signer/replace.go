@@ -19,7 +19,12 @@ type ReplaceRequest struct {
 	Level   wire.Level    `json:"level,omitempty"`
 	EK      string        `json:"ek,omitempty"` // of the new board, to pin
 	Approve bool          `json:"approve,omitempty"`
+	// TakeBack: EK may be of a board that was taken out of the node before.
+	TakeBack bool `json:"take_back,omitempty"`
 }
+
+// maxReplaced bounds how many boards that were taken out of a node it refuses. Beyond, the oldest is forgotten.
+const maxReplaced = 16
 
 // adminReplace ends what the old TPM had, and opens one grant for another. The old TPM is free to be another node's;
 // this name does not take it back, and its keys are barred for ever. MACs and UUID go with the board.
@@ -31,7 +36,7 @@ func (h *Head) adminReplace(ctx context.Context, req ReplaceRequest, out *stream
 	if !ok {
 		return nil, adminError(KindUsage, "one of "+strings.Join(Reasons(), ", "), "%q is no reason for a CRL", req.Reason)
 	}
-	grant := EnableRequest{For: req.For, Level: req.Level, EK: req.EK, Approve: req.Approve, Again: true}
+	grant := EnableRequest{For: req.For, Level: req.Level, EK: req.EK, Approve: req.Approve, Again: true, TakeBack: req.TakeBack}
 	if err := grant.check(); err != nil {
 		return nil, err
 	}
@@ -86,6 +91,9 @@ func (h *Head) replace(ctx context.Context, item store.Item, req EnableRequest, 
 	case req.EK:
 		return edit{}, adminError(KindPolicy, "for another key of the same TPM: muster certs revoke, then enable --again", "%s is bound to just this EK", s.Node)
 	}
+	if err := mayComeBack(s, req.EK, req.TakeBack, "muster certs replace"); err != nil {
+		return edit{}, err
+	}
 	was, err := h.owned(ctx, old, s.Node)
 	if err != nil {
 		return edit{}, err
@@ -93,7 +101,14 @@ func (h *Head) replace(ctx context.Context, item store.Item, req EnableRequest, 
 	ended := s.revoke(now, why, byWhom(ctx))
 	bare := ended.slot
 	bare.take("", false)
-	bare.Replaced, bare.MAC, bare.UUID, bare.Acked, bare.Rekeyed = old, nil, "", "", time.Time{}
+	bare.MAC, bare.UUID, bare.Acked, bare.Rekeyed = nil, "", "", time.Time{}
+	fields := map[string]string{"ek": old, "by": byWhom(ctx)}
+	out := append(minus(s.Replaced, []string{old}), old)
+	if more := len(out) - maxReplaced; more > 0 {
+		fields["forgotten"] = commas(out[:more])
+		out = out[more:]
+	}
+	bare.Replaced = out
 	e, err := h.enable(ctx, store.Item{Key: item.Key, Value: put(item.Key, bare).Value, Revision: item.Revision}, req, now)
 	if err != nil {
 		return edit{}, err
@@ -113,7 +128,7 @@ func (h *Head) replace(ctx context.Context, item store.Item, req EnableRequest, 
 			e.tx.Deletes = append(e.tx.Deletes, prefixKey+c.Key)
 		}
 	}
-	gone := event(now, "replace", s.Node, map[string]string{"ek": old, "by": byWhom(ctx)})
+	gone := event(now, "replace", s.Node, fields)
 	e.tx.Events = slices.Concat(ended.tx.Events, []store.Event{gone}, e.tx.Events)
 	return e, nil
 }

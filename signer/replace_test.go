@@ -2,6 +2,9 @@ package signer
 
 import (
 	"context"
+	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +80,8 @@ func TestReplaceOptions(t *testing.T) {
 	s.enrol(third, "n0")
 	// The wrong board was pulled: the administrator's word takes it back, with another key.
 	s.must(s.replaceBoard("n0"))
-	s.enable("n0", pinned(third.ekHash()))
+	refusedByPolicy(t, s.tryEnable("n0", pinned(third.ekHash())), "muster certs enable -i n0 --take-back --ek "+third.ekHash())
+	s.enable("n0", pinned(third.ekHash()), func(r *EnableRequest) { r.TakeBack = true })
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(third, "n0")), wire.KeyBarred)
 	s.enrol(third.chip.nodeKey(), "n0")
 }
@@ -118,4 +122,73 @@ func TestReplaceTakesTheBoardsAddresses(t *testing.T) {
 	s.enable("n1")
 	s.enrol(hinted{k.chip.nodeKey(), wire.Hints{MACs: []string{mac1}}}, "")
 	equal(t, "EK", s.record("n1").EK, k.ekHash())
+}
+
+// TestReplacedStaysOut: a board that was taken out comes back by no table, habit or second replacement, but by the
+// administrator's word alone.
+func TestReplacedStaysOut(t *testing.T) {
+	s := newSite(t)
+	a, b, c := aChip(t).nodeKey(), aChip(t).nodeKey(), aChip(t).nodeKey()
+	table := "name,ek\nn0," + a.ekHash() + "\n"
+	s.imports(table)
+	s.active(a, "n0")
+	s.must(s.replaceBoard("n0", func(r *ReplaceRequest) { r.Approve = true }))
+	refused := func() {
+		t.Helper()
+		was := s.state()
+		_, err := s.tryImport(table)
+		refusedByPolicy(t, err, "--take-back --ek "+a.ekHash())
+		refusedByPolicy(t, s.tryEnable("n0", pinned(a.ekHash())), "--take-back --ek "+a.ekHash())
+		refusedWith(t, s.post(wire.PathChallenge, a.chip.nodeKey().ChallengeRequest("n0")), wire.NotEnabled)
+		equal(t, "reason", s.reason("n0"), whyReplaced)
+		if why := s.why("n0"); !strings.Contains(why.Hint, "--take-back --ek "+a.ekHash()) {
+			t.Errorf("%+v", why)
+		}
+		if !reflect.DeepEqual(s.state(), was) {
+			t.Error("a refusal changed the record")
+		}
+	}
+	refused()
+	refusedByPolicy(t, s.approve(ApproveRequest{IDs: []string{"n0"}, EK: a.ekHash()}), "muster certs approve -i n0 --take-back --ek "+a.ekHash())
+	s.must(s.approve(ApproveRequest{IDs: []string{"n0"}, EK: b.ekHash()}))
+	refused() // while the new one is on record, too
+	equal(t, "first use", use(s.Head, certificate(t, s.enrol(b, "n0").Cert)), "")
+	refused()
+	again := func(r *ReplaceRequest) { r.EK, r.Level = a.ekHash(), wire.Pinned }
+	refusedByPolicy(t, s.replaceBoard("n0", again), "muster certs replace -i n0 --take-back --ek "+a.ekHash())
+	s.must(s.replaceBoard("n0"))
+	refused()
+	s.enrol(c, "n0")
+	refusedWith(t, s.post(wire.PathChallenge, b.chip.nodeKey().ChallengeRequest("n0")), wire.NotEnabled)
+	equal(t, "reason", s.reason("n0"), whyReplaced)
+
+	s.must(s.replaceBoard("n0", again, func(r *ReplaceRequest) { r.TakeBack = true }))
+	s.enrol(a.chip.nodeKey(), "n0")
+	if got, want := s.record("n0").Replaced, []string{b.ekHash(), c.ekHash()}; !slices.Equal(got, want) {
+		t.Errorf("taken out: %q, want %q", got, want)
+	}
+}
+
+// TestReplacedAreBounded: beyond a number the oldest is forgotten, which the journal tells.
+func TestReplacedAreBounded(t *testing.T) {
+	s, k := newSite(t), aChip(t).nodeKey()
+	s.enable("n0")
+	s.enrol(k, "n0")
+	rec := s.record("n0")
+	for i := range maxReplaced {
+		rec.Replaced = append(rec.Replaced, strings.Repeat("0", 62)+fmt.Sprintf("%02x", i))
+	}
+	s.putRecord(rec)
+	s.must(s.replaceBoard("n0"))
+	got := s.record("n0").Replaced
+	equal(t, "how many", len(got), maxReplaced)
+	equal(t, "newest", got[maxReplaced-1], k.ekHash())
+	equal(t, "oldest", got[0], rec.Replaced[1])
+	told := ""
+	for _, e := range s.journal() {
+		if e.Kind == "replace" {
+			told = e.Fields["forgotten"]
+		}
+	}
+	equal(t, "forgotten", told, rec.Replaced[0])
 }

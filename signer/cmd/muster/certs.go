@@ -119,6 +119,7 @@ func (e *env) groupNames(ctx context.Context) (names []string) {
 
 func (e *env) enableCommand() *cobra.Command {
 	var which choice
+	var sure yes
 	var ek, level string
 	var asJSON bool
 	req := signer.EnableRequest{}
@@ -140,14 +141,16 @@ Levels: pinned, the TPM's EK is recorded with --ek; vendor, a certificate of its
 root in ek-roots/ of the state directory, so that it is a genuine TPM, but whose?; tofu, the
 first TPM seen in the window, which is trust on first use and proves no genuine TPM.
 
-With --approve, a TPM that is not on record waits for muster certs approve. With --learn, EKs
-are noted and nothing is issued; --learned later pins the EK that was noted for each node.`,
+With --approve, a TPM that is not on record waits for muster certs approve; so it does with later
+grants, until one is used or disable. With --learn, EKs are noted and nothing is issued; --learned
+later shows the EK that was noted for each node and the level that it proved, asks, and pins it.`,
 		Example: `  muster certs enable -i 'n[0-99]'
   muster certs enable -i n7 --level pinned --ek 7c1d…90ab     (on the node: muster-agent ek)
   muster certs enable -i 'n[0-99]' --approve
   muster certs enable -i host9 --password --dns host9.example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := which.with(args); err != nil {
+			err := which.with(args)
+			if err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("life") && req.Life == 0 {
@@ -164,6 +167,14 @@ are noted and nothing is issued; --learned later pins the EK that was noted for 
 				level = string(wire.Pinned)
 			}
 			req.IDs, req.All, req.Selector, req.Level = which.ids, which.all, which.selector, wire.Level(level)
+			if req.Learned {
+				if req.Expect, err = e.candidates(cmd.Context(), signer.ListRequest{IDs: req.IDs, Selector: req.Selector, Whole: true}, learned); err != nil {
+					return err
+				}
+				if err := sure.askOf(cmd, "Pin the TPMs of", req.Expect); err != nil {
+					return err
+				}
+			}
 			done, err := e.change(cmd.Context(), signer.AdminEnable, req, "enabling")
 			if err != nil {
 				return err
@@ -176,6 +187,7 @@ are noted and nothing is issued; --learned later pins the EK that was noted for 
 		},
 	}
 	which.flags(c, true)
+	sure.flag(c)
 	f := c.Flags()
 	req.For = time.Hour
 	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d, 1d12h; at most 30d")
@@ -190,6 +202,7 @@ are noted and nothing is issued; --learned later pins the EK that was noted for 
 	f.BoolVar(&req.Approve, "approve", false, "let a TPM that is not on record wait for muster certs approve")
 	f.BoolVar(&req.Learn, "learn", false, "note the EKs of nodes that have none on record, and issue nothing")
 	f.BoolVar(&req.Learned, "learned", false, "pin the EKs that --learn noted; means --level pinned")
+	f.BoolVar(&req.TakeBack, "take-back", false, "with --ek: also a TPM that muster certs replace took out of the node")
 	f.BoolVar(&req.Again, "again", false, "let revoked nodes enrol again: with another key, and the TPM that they had")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp))
@@ -218,6 +231,9 @@ func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
 		fmt.Fprintf(e.out, "  %-9s at least %s\n", "level", req.Level)
 	}
 	e.sayLists(said{"new", d.New}, said{"opened", d.Opened}, said{"extended", d.Extended}, said{"kept", d.Kept}, said{"already", d.Unchanged})
+	if d.Held != "" {
+		fmt.Fprintf(e.out, "  %-9s still to be given to %s; muster certs disable ends that\n", "approval", d.Held)
+	}
 	e.sayPasswords(d.Passwords)
 }
 

@@ -23,7 +23,7 @@ func (e *env) replaceCommand() *cobra.Command {
 		Use:   "replace -i NODE",
 		Short: "Let another TPM be this node: its board was changed",
 		Long: `replace ends what the node's old TPM had, as revoke does, and opens one grant for another TPM.
-The old board may become another node. It is not taken back as this one, unless --ek names it,
+The old board may become another node. It is not taken back as this one, unless --take-back says so,
 and the keys that it had are barred for ever. MACs and UUID on record are the old board's and go
 with it: import those of the new one afterwards.`,
 		Example: `  muster certs replace -i n7
@@ -70,6 +70,7 @@ with it: import those of the new one afterwards.`,
 	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d; at most 30d")
 	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu, vendor or pinned (default tofu)")
 	f.StringVar(&ek, "ek", "", "pin the new board's EK: its SHA-256, or a `file` with it, its public key or its certificate")
+	f.BoolVar(&req.TakeBack, "take-back", false, "with --ek: also a TPM that was taken out of the node before")
 	f.BoolVar(&req.Approve, "approve", false, "let the new TPM wait for muster certs approve")
 	f.StringVar(&req.Reason, "reason", "", "why, for the CRL: "+strings.Join(signer.Reasons(), ", ")+" (default superseded)")
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
