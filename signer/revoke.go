@@ -80,7 +80,7 @@ func (s *slot) revoke(now time.Time, why crlReason, by string) edit {
 		return edit{slot: *s, what: unchanged}
 	}
 	e := edit{slot: *s, what: revoked}
-	e.slot.Revoked, e.slot.Grant, e.slot.Pending = true, nil, nil
+	e.slot.Revoked, e.slot.Grant, e.slot.Pending, e.slot.Learned = true, nil, nil, nil
 	fields := map[string]string{"reason": fmt.Sprint(int(why)), "by": by}
 	keys := map[string]bool{}
 	for field, c := range map[string]*issued{"serial": s.Cert, "old": s.Old} {
