@@ -112,7 +112,7 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 		return fmt.Sprintf("%s got certificate %.8s… on %s and has not used it yet", name, s.Cert.Serial, day(s.Cert.Issued)),
 			"on the node: muster-agent doctor"
 	case StateExpired:
-		if s.Cert.ended {
+		if !s.Cert.ended.IsZero() {
 			return fmt.Sprintf("the CA of the certificate of %s was ended; it gets another when it asks with the same TPM and key", name), "boot the node; on it: muster-agent run"
 		}
 		return fmt.Sprintf("the certificate of %s was over on %s; it gets another when it asks with the same TPM and key", name, day(s.Cert.NotAfter)),

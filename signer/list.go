@@ -20,7 +20,8 @@ type NodeView struct {
 	EK          string     `json:"ek,omitempty"`
 	Key         string     `json:"key,omitempty"`
 	Issued      time.Time  `json:"issued,omitzero"`
-	Expires     time.Time  `json:"expires,omitzero"`
+	Expires     time.Time  `json:"expires,omitzero"` // the certificate's end, or its CA's where that came first
+	Ended       bool       `json:"ended,omitempty"`  // with its CA
 	WindowUntil time.Time  `json:"window_until,omitzero"`
 	Class       string     `json:"class"` // node or host
 	// Only of whole records, as in `certs show`:
@@ -51,7 +52,8 @@ func (s *slot) view(now time.Time, whole bool) NodeView {
 	}
 	if c := s.Cert; c != nil {
 		v.Serial, v.Key, v.Level = c.Serial, c.Key, c.Level
-		v.Issued, v.Expires = c.Issued.Truncate(time.Second), c.NotAfter
+		v.Issued, v.Expires = c.Issued.Truncate(time.Second), c.over().Truncate(time.Second)
+		v.Ended = !c.ended.IsZero()
 	}
 	if v.State == StatePending {
 		v.Pending = s.Pending

@@ -142,20 +142,30 @@ type issued struct {
 	NotAfter  time.Time  `json:"not_after"`
 	Activated bool       `json:"activated,omitempty"` // seen in use over mTLS
 
-	ended bool // with its CA; see Head.readSlot
+	ended time.Time // when its CA did, and it with that; zero: it did not. See Head.readSlot
 }
 
 // readSlot is a slot for people, who are to see at once that a CA was ended.
 func (h *Head) readSlot(item store.Item) (*slot, error) {
 	s, err := parse[slot](item)
 	if err == nil && s.Cert != nil {
-		s.Cert.ended = !h.ring.Load().lives(s.Cert.CA)
+		s.Cert.ended = h.ring.Load().endOf(s.Cert)
 	}
 	return s, err
 }
 
 // inDate says whether c is not over, by its dates or with its CA.
-func (c *issued) inDate(now time.Time) bool { return c != nil && !c.ended && now.Before(c.NotAfter) }
+func (c *issued) inDate(now time.Time) bool {
+	return c != nil && c.ended.IsZero() && now.Before(c.NotAfter)
+}
+
+// over is from when on c is, or was, no good.
+func (c *issued) over() time.Time {
+	if c.ended.IsZero() {
+		return c.NotAfter
+	}
+	return earlier(c.ended, c.NotAfter)
+}
 
 func (s *slot) class() class {
 	if s.Host {

@@ -53,7 +53,7 @@ func (h *Head) renewAt(s *slot, c *issued) time.Time {
 	r := h.ring.Load()
 	ca, by := r.byRole(roleActive), r.byID(c.CA)
 	switch {
-	case s.Disabled, s.Revoked:
+	case s.Disabled, s.Revoked, !c.ended.IsZero():
 		return time.Time{}
 	case c != s.Cert && c.Key == s.Cert.Key: // it has been, and the node does not know yet
 		return s.Cert.Issued.Truncate(time.Second)

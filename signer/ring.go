@@ -80,6 +80,18 @@ func (r *ring) lives(id string) bool {
 	return a != nil && !a.ended()
 }
 
+// endOf is when c ended with its CA, at the latest; zero: that CA vouches for it.
+func (r *ring) endOf(c *issued) time.Time {
+	a := r.byID(c.CA)
+	switch {
+	case a == nil:
+		return c.Issued
+	case a.ended():
+		return a.since
+	}
+	return time.Time{}
+}
+
 // ended is the end of all that a CA has signed, of one that no longer vouches for it; nil: it does.
 func (r *ring) ended(ca *authority) *ended {
 	if r.lives(ca.id()) {

@@ -33,12 +33,12 @@ type StoreView struct {
 	Hash    store.Digest `json:"hash"`    // of the last one
 }
 
-// CRLView is the CRL that is served.
+// CRLView is the CRL of the CA that signs.
 type CRLView struct {
 	Number     int64     `json:"number"`
 	ThisUpdate time.Time `json:"this_update"`
 	NextUpdate time.Time `json:"next_update"`
-	Entries    int       `json:"entries"`
+	Entries    int       `json:"entries"` // in the CRLs of all CAs
 }
 
 func (h *Head) adminStatus(ctx context.Context, _ struct{}, _ *stream) (any, error) {
@@ -88,7 +88,13 @@ func (h *Head) crlView() *CRLView {
 	if list == nil {
 		return nil
 	}
-	return &CRLView{list.Number.Int64(), list.ThisUpdate, list.NextUpdate, len(list.RevokedCertificateEntries)}
+	v := &CRLView{list.Number.Int64(), list.ThisUpdate, list.NextUpdate, 0}
+	for _, ca := range h.ring.Load().all() {
+		if list := ca.crl.list.Load(); list != nil {
+			v.Entries += len(list.RevokedCertificateEntries)
+		}
+	}
+	return v
 }
 
 func notSigningHint(why reason) string {

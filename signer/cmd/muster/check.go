@@ -66,7 +66,7 @@ func (s silent) Error() string { return fmt.Sprintf("status %d", int(s)) }
 // judge looks at the certificates that nodes should be able to use and renew: not at revoked ones, and not at
 // those of disabled nodes, which end as their administrator means them to.
 func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int, says, data string) {
-	var over, critical, warning, unnamed []signer.NodeView
+	var over, ended, critical, warning, unnamed []signer.NodeView
 	var first *signer.NodeView
 	n := 0
 	for _, v := range inOrder(all) {
@@ -79,6 +79,9 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 		}
 		left := v.Expires.Sub(now)
 		switch {
+		case v.Ended:
+			ended = append(ended, v)
+			continue
 		case left <= 0:
 			over = append(over, v)
 			continue
@@ -97,6 +100,7 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 		status int
 		what   string
 	}{
+		{ended, checkCritical, "ended with their CA: "},
 		{over, checkCritical, "expired: "},
 		{critical, checkCritical, "less than " + (*window)(&limits.critical).String() + " left: "},
 		{warning, checkWarning, "less than " + (*window)(&limits.warning).String() + " left: "},
@@ -107,7 +111,7 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 			parts = append(parts, found.what+foldNodes(found.nodes))
 		}
 	}
-	data = fmt.Sprintf("certs=%d over=%d critical=%d warning=%d unnamed=%d", n, len(over), len(critical), len(warning), len(unnamed))
+	data = fmt.Sprintf("certs=%d over=%d critical=%d warning=%d unnamed=%d", n, len(over)+len(ended), len(critical), len(warning), len(unnamed))
 	if first == nil {
 		return checkOK, "no certificates", data
 	}

@@ -283,7 +283,7 @@ func (e *env) printTable(nodes []signer.NodeView, wide bool) {
 	counts := map[signer.State]int{}
 	for _, v := range nodes {
 		counts[v.State]++
-		row := table.Row{v.Node, v.State, dash(string(v.Level)), short(v.Serial, wide), in(v.Expires, now), in(v.WindowUntil, now), short(v.EK, wide)}
+		row := table.Row{v.Node, v.State, dash(string(v.Level)), short(v.Serial, wide), expires(v, now), in(v.WindowUntil, now), short(v.EK, wide)}
 		if wide {
 			row = append(row, dash(v.Key), at(v.Issued), v.Class)
 		}
@@ -349,7 +349,11 @@ func (e *env) printNode(v signer.NodeView) {
 	line("serial", v.Serial)
 	line("key", v.Key)
 	line("issued", strings.Trim(at(v.Issued), "-"))
-	line("expires", strings.Trim(at(v.Expires), "-"))
+	if v.Ended {
+		line("ended", at(v.Expires)+", with its CA")
+	} else {
+		line("expires", strings.Trim(at(v.Expires), "-"))
+	}
 	line("renewal", strings.Trim(at(v.RenewAt), "-"))
 	line("replaces", v.Old)
 	fmt.Fprint(e.out, v.Cert)
@@ -461,6 +465,14 @@ func at(t time.Time) string {
 		return "-"
 	}
 	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// expires is when a certificate does, or that it ended with its CA.
+func expires(v signer.NodeView, now time.Time) string {
+	if v.Ended {
+		return "ended"
+	}
+	return in(v.Expires, now)
 }
 
 // in says how far away a moment is.
