@@ -106,7 +106,7 @@ muster serve --listen 127.0.0.1:9443 2>/tmp/log &
 await muster ca show
 expect muster "$(ps -o user= -p $! | tr -d ' ')"
 grep -q '^CapEff:.*0000000000000000' /proc/$!/status
-muster certs disable -a || expect 4 $?
+muster certs disable -a --yes || expect 4 $?
 muster certs enable -i n0 >/dev/null
 kill $!
 wait $!

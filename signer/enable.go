@@ -63,6 +63,8 @@ type Changed struct {
 	Replaced  string    `json:"replaced,omitempty"` // the TPM is to be another one
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
+	// Unrenewed are, of those closed or unchanged by disable, the nodes with a certificate in date.
+	Unrenewed string `json:"unrenewed,omitempty"`
 	// Passwords of EST clients, which are nowhere else.
 	Passwords []Credential      `json:"passwords,omitempty"`
 	EKs       map[string]string `json:"eks,omitempty"` // that were approved, by name
@@ -401,10 +403,14 @@ func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream
 		return nil, err
 	}
 	now := h.now()
-	return h.change(ctx, names, out, func(item store.Item) (edit, error) {
-		s, err := parse[slot](item)
+	unrenewed := map[string]bool{}
+	done, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
+		s, err := h.readSlot(item)
 		if err != nil {
 			return edit{}, err
+		}
+		if !s.Revoked && s.Cert.inDate(now) {
+			unrenewed[s.Node] = true
 		}
 		e := edit{slot: *s, what: closed}
 		if s.Disabled {
@@ -415,6 +421,10 @@ func (h *Head) adminDisable(ctx context.Context, req DisableRequest, out *stream
 		e.tx.Events = []store.Event{event(now, "disable", s.Node, map[string]string{"by": byWhom(ctx)})}
 		return e, nil
 	})
+	if err == nil {
+		done.Unrenewed = fold(slices.Collect(maps.Keys(unrenewed)))
+	}
+	return done, err
 }
 
 // edit is the change of one record, and what to call it.

@@ -140,12 +140,20 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 		return explainLearned(s)
 	}
 	if s.Disabled {
-		return name + " was disabled", "muster certs enable -i " + name
+		return name + " was disabled" + unrenewed(s, now), "muster certs enable -i " + name
 	}
 	if s.Grant != nil && !s.Grant.Used && !s.knows() {
 		return fmt.Sprintf("the window of %s was over on %s, and it had not asked", name, day(s.Grant.Until)), "muster certs enable -i " + name
 	}
 	return name + " is not enabled", "muster certs enable -i " + name
+}
+
+// unrenewed is what disable means for a certificate that is good yet.
+func unrenewed(s *slot, now time.Time) string {
+	if !s.Disabled || !s.Cert.inDate(now) {
+		return ""
+	}
+	return fmt.Sprintf("; its certificate %.8s… is good until %s, and is not renewed", s.Cert.Serial, day(s.Cert.NotAfter))
 }
 
 // explainPending names the TPM, so that nobody approves another than he means.
@@ -174,7 +182,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 		if s.open(now) || s.state(now) == StatePending {
 			return "", "", false
 		}
-		return fmt.Sprintf("%s asked %s%s, and was refused: %s", name, times(last.Count), from(last.Addr, last.At), last.Detail), enable, true
+		return fmt.Sprintf("%s asked %s%s, and was refused: %s%s", name, times(last.Count), from(last.Addr, last.At), last.Detail, unrenewed(s, now)), enable, true
 	case whyLevel:
 		return fmt.Sprintf("%s asked%s with the EK %s, which is not recorded, and the grant asks for more", name, from(last.Addr, last.At), last.EK),
 			enable + " --level pinned --ek " + last.EK, true

@@ -89,6 +89,15 @@ var whyRows = []whyRow{
 		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
 	}, "n0 asked once from 192.0.2.1 at TIME, and was refused: the window of n0 was over at DAY", enable},
 	{"disabled", []any{StateDisabled}, func(s *site, _, _ *key) { s.enable("n0"); s.disable("n0") }, "n0 was disabled", enable},
+	{"disabled, with a certificate", []any{StateDisabled}, func(s *site, k, _ *key) {
+		s.active(k, "n0")
+		s.disable("n0")
+	}, "n0 was disabled; its certificate SERIAL… is good until DAY, and is not renewed", enable},
+	{"disabled, with a certificate, and it asks", []any{whyDisabled}, func(s *site, k, _ *key) {
+		cert := s.active(k, "n0")
+		s.disable("n0")
+		renewed(s.Head, cert)
+	}, "n0 asked once from 192.0.2.1 at TIME, and was refused: n0 is disabled; its certificate SERIAL… is good until DAY, and is not renewed", enable},
 	{"disabled, and it asks", []any{whyDisabled}, func(s *site, k, _ *key) {
 		s.enable("n0")
 		s.disable("n0")

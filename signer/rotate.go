@@ -275,7 +275,9 @@ const tooSoon = 10 * time.Minute
 // too: it vouches for the old one.
 func (h *Head) revokeAll(ctx context.Context, req RotateRequest) (any, error) {
 	now, was := h.now(), h.ring.Load()
-	if newest := was.newest(); len(was.members) > 1 && was.members[1].ended() && now.Sub(newest.since) < tooSoon && !req.Force {
+	// A CA whose key turns out to be stolen is worse than one that was to end: that may follow at once.
+	worse := req.Compromised && len(was.members) > 1 && was.members[1].role == roleDead
+	if newest := was.newest(); len(was.members) > 1 && was.members[1].ended() && now.Sub(newest.since) < tooSoon && !req.Force && !worse {
 		return nil, adminError(KindPolicy, "muster ca show; --force does it again", "that was done at %s, and the CA with the pin %s is what came of it", day(newest.since), newest.pin())
 	}
 	kind, fate, to := "ca-revoke-all", roleDead, forward

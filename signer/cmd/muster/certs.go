@@ -314,14 +314,22 @@ func nodes(n int) string {
 
 func (e *env) disableCommand() *cobra.Command {
 	var which choice
+	var sure yes
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "disable -i NODES",
-		Short:   "Close grants; certificates already given live on",
+		Use:   "disable -i NODES",
+		Short: "Close grants, and renew no more; certificates already given live on",
+		Long: `disable closes grants. Certificates already given are good until they expire, and are not renewed
+any more: enable a node again before that if it is to keep one.`,
 		Example: `  muster certs disable -i 'n[0-99]'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := which.with(args); err != nil {
 				return err
+			}
+			if len(which.ids) == 0 && (which.all || which.selector != "") {
+				if err := sure.ask(cmd, "Disable "+which.String()+"? Their certificates are not renewed any more."); err != nil {
+					return err
+				}
 			}
 			done, err := e.change(cmd.Context(), signer.AdminDisable, signer.DisableRequest{IDs: which.ids, All: which.all, Selector: which.selector}, "disabling")
 			if err != nil {
@@ -334,10 +342,14 @@ func (e *env) disableCommand() *cobra.Command {
 			if done.Unchanged != "" {
 				fmt.Fprintf(e.out, "  already   %s\n", done.Unchanged)
 			}
+			if done.Unrenewed != "" {
+				fmt.Fprintf(e.out, "  not renewed any more, with a certificate that is good yet  %s\n", done.Unrenewed)
+			}
 			return nil
 		},
 	}
 	which.flags(c, true)
+	sure.flag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	return c
 }

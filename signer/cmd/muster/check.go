@@ -63,22 +63,27 @@ type silent int
 
 func (s silent) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
-// judge looks at the certificates that nodes should be able to use and renew: not at revoked ones, and not at
-// those of disabled nodes, which end as their administrator means them to.
+// judge looks at the certificates that nodes should be able to use and renew: not at revoked ones. Those of
+// disabled nodes end as their administrator means them to, who is warned before that, and no more after it.
 func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int, says, data string) {
-	var over, ended, critical, warning, unnamed []signer.NodeView
+	var over, ended, critical, warning, unrenewed, unnamed []signer.NodeView
 	var first *signer.NodeView
 	n := 0
 	for _, v := range inOrder(all) {
-		if v.Expires.IsZero() || v.State == signer.StateRevoked || v.State == signer.StateDisabled {
+		left, disabled := v.Expires.Sub(now), v.State == signer.StateDisabled
+		if v.Expires.IsZero() || v.State == signer.StateRevoked || disabled && (v.Ended || left <= 0) {
 			continue
 		}
 		n++
 		if first == nil || v.Expires.Before(first.Expires) {
 			first = &v
 		}
-		left := v.Expires.Sub(now)
 		switch {
+		case disabled:
+			if left < limits.warning {
+				unrenewed = append(unrenewed, v)
+			}
+			continue
 		case v.Ended:
 			ended = append(ended, v)
 			continue
@@ -104,6 +109,7 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 		{over, checkCritical, "expired: "},
 		{critical, checkCritical, "less than " + (*window)(&limits.critical).String() + " left: "},
 		{warning, checkWarning, "less than " + (*window)(&limits.warning).String() + " left: "},
+		{unrenewed, checkWarning, "disabled, so not renewed, and less than " + (*window)(&limits.warning).String() + " left: "},
 		{unnamed, checkWarning, "server certificate without its node's name in SAN: "},
 	} {
 		if len(found.nodes) > 0 {
@@ -111,7 +117,7 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 			parts = append(parts, found.what+foldNodes(found.nodes))
 		}
 	}
-	data = fmt.Sprintf("certs=%d over=%d critical=%d warning=%d unnamed=%d", n, len(over)+len(ended), len(critical), len(warning), len(unnamed))
+	data = fmt.Sprintf("certs=%d over=%d critical=%d warning=%d unnamed=%d", n, len(over)+len(ended), len(critical), len(warning)+len(unrenewed), len(unnamed))
 	if first == nil {
 		return checkOK, "no certificates", data
 	}

@@ -35,6 +35,7 @@ func TestJudge(t *testing.T) {
 		"warning":    {[]signer.NodeView{left("n0", signer.StateActive, 21*day-1), left("n1", signer.StateIssued, 90*day)}, checkWarning, "less than 21d left: n0; ", "certs=2 over=0 critical=0 warning=1 unnamed=0 days=20.99;21:;7:"},
 		"critical":   {[]signer.NodeView{left("n0", signer.StateActive, 8*day), left("n1", signer.StateActive, 7*day-1)}, checkCritical, "less than 7d left: n1; less than 21d left: n0; ", "certs=2 over=0 critical=1 warning=1 unnamed=0 days=6.99;21:;7:"},
 		"expired":    {[]signer.NodeView{left("n2", signer.StateExpired, 0), left("n10", signer.StateOpen, -day), left("n1", signer.StateActive, 90*day)}, checkCritical, "expired: n[2,10]; ", "certs=3 over=2 critical=0 warning=0 unnamed=0 days=-1.00;21:;7:"},
+		"disabled":   {[]signer.NodeView{left("n0", signer.StateDisabled, day), left("n1", signer.StateDisabled, 22*day), left("n2", signer.StateDisabled, -day)}, checkWarning, "disabled, so not renewed, and less than 21d left: n0; certificates of 2 nodes", "certs=2 over=0 critical=0 warning=1 unnamed=0 days=1.00;21:;7:"},
 		"ended":      {[]signer.NodeView{dead, left("n1", signer.StateActive, 90*day)}, checkCritical, "ended with their CA: n4; ", "certs=2 over=1 critical=0 warning=0 unnamed=0 days=-1.00;21:;7:"},
 		"left alone": {[]signer.NodeView{left("n0", signer.StateDisabled, -day), left("n1", signer.StateRevoked, day)}, checkOK, "no certificates", "certs=0 over=0 critical=0 warning=0 unnamed=0"},
 	} {

@@ -101,8 +101,8 @@ func (e *env) listCommand() *cobra.Command {
 		Long: `list shows what is on record for every node, or for some.
 
 With --check it is a plugin for Nagios, Icinga and the like: one line with performance
-data, and exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Certificates of disabled
-and revoked nodes are not looked at.`,
+data, and exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Certificates of revoked nodes
+are not looked at; those of disabled ones are a warning before they expire.`,
 		Example: `  muster certs list
   muster certs list --state open -o nodeset
   muster certs list --expiring 30d -o nodeset
