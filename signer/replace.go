@@ -94,6 +94,15 @@ func (h *Head) replace(ctx context.Context, item store.Item, req EnableRequest, 
 	if err := mayComeBack(s, req.EK, req.TakeBack, "muster certs replace"); err != nil {
 		return edit{}, err
 	}
+	if req.Level == "" && req.EK == "" && !req.Approve { // the new board is to be no less than the old one had to
+		if s.Pinned {
+			return edit{}, adminError(KindPolicy, "muster certs replace -i "+s.Node+" --ek SHA256, which muster-agent ek prints on the new board; or for the first TPM that asks: --level tofu",
+				"%s is pinned, so the EK of its new board is to be named, too", s.Node)
+		}
+		if s.Grant != nil && s.Grant.Level == wire.Vendor {
+			req.Level = wire.Vendor
+		}
+	}
 	was, err := h.owned(ctx, old, s.Node)
 	if err != nil {
 		return edit{}, err

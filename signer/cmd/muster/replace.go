@@ -25,7 +25,10 @@ func (e *env) replaceCommand() *cobra.Command {
 		Long: `replace ends what the node's old TPM had, as revoke does, and opens one grant for another TPM.
 The old board may become another node. It is not taken back as this one, unless --take-back says so,
 and the keys that it had are barred for ever. MACs and UUID on record are the old board's and go
-with it: import those of the new one afterwards.`,
+with it: import those of the new one afterwards.
+
+Of a pinned node the new board is pinned, too: name it with --ek, or see it first, with --approve. --level tofu
+lets in the first other TPM that asks.`,
 		Example: `  muster certs replace -i n7
   muster certs replace -i n7 --ek 7c1d…90ab     (on the new board: muster-agent ek)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,7 +52,7 @@ with it: import those of the new one afterwards.`,
 			if err := e.showBoards(cmd.Context(), which.ids); err != nil {
 				return err
 			}
-			if err := sure.ask(cmd, "Replace the TPM of "+req.ID+"? Its certificate ends, which cannot be undone."); err != nil {
+			if err := sure.ask(cmd, "Replace the TPM of "+req.ID+"? Its certificate ends, which cannot be undone, and "+successor(req)+"."); err != nil {
 				return err
 			}
 			done, err := e.change(cmd.Context(), signer.AdminReplace, req, "replacing")
@@ -68,7 +71,7 @@ with it: import those of the new one afterwards.`,
 	f := c.Flags()
 	req.For = time.Hour
 	f.Var((*window)(&req.For), "for", "how long the window stays open: 90m, 12h, 2d; at most 30d")
-	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu, vendor or pinned (default tofu)")
+	f.StringVar(&level, "level", "", "ask for at least this `level`: tofu, vendor or pinned (default that of the old board)")
 	f.StringVar(&ek, "ek", "", "pin the new board's EK: its SHA-256, or a `file` with it, its public key or its certificate")
 	f.BoolVar(&req.TakeBack, "take-back", false, "with --ek: also a TPM that was taken out of the node before")
 	f.BoolVar(&req.Approve, "approve", false, "let the new TPM wait for muster certs approve")
@@ -77,6 +80,17 @@ with it: import those of the new one afterwards.`,
 	c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("reason", cobra.FixedCompletions(signer.Reasons(), cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// successor says which TPM is to be the node.
+func successor(req signer.ReplaceRequest) string {
+	switch {
+	case req.EK != "":
+		return "the TPM with the EK " + req.EK + " may take its place"
+	case req.Approve:
+		return "the first other TPM that asks waits for your approval"
+	}
+	return "the first other TPM that asks takes its place"
 }
 
 // showBoards tells, on the error output, which TPM goes, and which was seen in its place.
@@ -102,7 +116,7 @@ func (e *env) showBoards(ctx context.Context, ids []string) error {
 		if !last.Proven {
 			word = "unproven, so compare it with what muster-agent ek prints there"
 		}
-		fmt.Fprintf(e.err, "%-10s %s, seen from %s at %s (%s)\n", "new EK", last.EK, last.Addr, at(last.At), word)
+		fmt.Fprintf(e.err, "%-10s %s, from %s at %s (%s)\n", "asked", last.EK, last.Addr, at(last.At), word)
 	}
 	return nil
 }
