@@ -112,6 +112,9 @@ func explain(s *slot, last *sighting, now time.Time) (sentence, hint string) {
 		return fmt.Sprintf("%s got certificate %.8s… on %s and has not used it yet", name, s.Cert.Serial, day(s.Cert.Issued)),
 			"on the node: muster-agent doctor"
 	case StateExpired:
+		if s.Cert.burnt {
+			return fmt.Sprintf("the CA of the certificate of %s was ended, as somebody else may have its key, and the node is not to believe whoever follows it", name), newPin
+		}
 		if !s.Cert.ended.IsZero() {
 			return fmt.Sprintf("the CA of the certificate of %s was ended; it gets another when it asks with the same TPM and key", name), "boot the node; on it: muster-agent run"
 		}
@@ -155,6 +158,9 @@ func unrenewed(s *slot, now time.Time) string {
 	}
 	return fmt.Sprintf("; its certificate %.8s… is good until %s, and is not renewed", s.Cert.Serial, day(s.Cert.NotAfter))
 }
+
+// newPin is what a node needs whose CA is burnt.
+const newPin = "muster ca show prints the new pin: on the node's kernel command line muster.ca=PIN, and muster.forget=1 for one boot; a ca.pem in its image wins over that, so put the new one there"
 
 // explainPending names the TPM, so that nobody approves another than he means.
 func explainPending(s *slot) (sentence, hint string) {
@@ -225,6 +231,9 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 	case whyEKTaken, whyKeyTaken:
 		return fmt.Sprintf("%s asked%s and was refused: %s", name, from(last.Addr, last.At), last.Detail), "muster certs list", true
 	case whyCAEnded:
+		if s.Cert != nil && s.Cert.burnt {
+			return fmt.Sprintf("%s showed a certificate%s of a CA that was ended, as somebody else may have its key", name, from(last.Addr, last.At)), newPin, true
+		}
 		return fmt.Sprintf("%s showed a certificate%s of a CA that was ended; its agent gets another by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true
 	case whyKeyBarred:
 		return fmt.Sprintf("%s asked%s with a key that was revoked; an agent makes another one by itself", name, from(last.Addr, last.At)), "on the node: muster-agent run", true

@@ -263,6 +263,19 @@ var whyRows = []whyRow{
 	},
 		"n0 showed a certificate from 192.0.2.1 at TIME that is not on record: certificate SERIAL is not on record for n0",
 		enable},
+	{"a CA that is burnt", []any{StateExpired}, func(s *site, k, _ *key) {
+		s.active(k, "n0")
+		s.rotate(RotateRequest{Compromised: true})
+	},
+		"the CA of the certificate of n0 was ended, as somebody else may have its key, and the node is not to believe whoever follows it", newPin},
+	{"a CA that is burnt, and it asks", []any{whyCAEnded}, func(s *site, k, _ *key) {
+		cert := s.active(k, "n0")
+		s.rotate(RotateRequest{Compromised: true})
+		r := httptest.NewRequest(http.MethodGet, wire.PathSelf, nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
+		s.NodeHandler().ServeHTTP(httptest.NewRecorder(), r)
+	},
+		"n0 showed a certificate from 192.0.2.1 at TIME of a CA that was ended, as somebody else may have its key", newPin},
 	{"a CA that was ended", []any{whyCAEnded}, saw(whyCAEnded, "ended", true),
 		"n0 showed a certificate from 192.0.2.1 at TIME of a CA that was ended; its agent gets another by itself",
 		"on the node: muster-agent run"},

@@ -143,13 +143,14 @@ type issued struct {
 	Activated bool       `json:"activated,omitempty"` // seen in use over mTLS
 
 	ended time.Time // when its CA did, and it with that; zero: it did not. See Head.readSlot
+	burnt bool      // nothing leads from that CA to the one that signs
 }
 
 // readSlot is a slot for people, who are to see at once that a CA was ended.
 func (h *Head) readSlot(item store.Item) (*slot, error) {
 	s, err := parse[slot](item)
 	if err == nil && s.Cert != nil {
-		s.Cert.ended = h.ring.Load().endOf(s.Cert)
+		s.Cert.ended, s.Cert.burnt = h.ring.Load().endOf(s.Cert)
 	}
 	return s, err
 }

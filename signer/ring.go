@@ -80,16 +80,16 @@ func (r *ring) lives(id string) bool {
 	return a != nil && !a.ended()
 }
 
-// endOf is when c ended with its CA, at the latest; zero: that CA vouches for it.
-func (r *ring) endOf(c *issued) time.Time {
+// endOf is when c ended with its CA, at the latest, and whether that is burnt; zero: the CA vouches for it.
+func (r *ring) endOf(c *issued) (at time.Time, burnt bool) {
 	a := r.byID(c.CA)
 	switch {
 	case a == nil:
-		return c.Issued
+		return c.Issued, false
 	case a.ended():
-		return a.since
+		return a.since, a.role == roleBurnt
 	}
-	return time.Time{}
+	return time.Time{}, false
 }
 
 // ended is the end of all that a CA has signed, of one that no longer vouches for it; nil: it does.

@@ -137,7 +137,7 @@ func (e *env) sayRotated(req signer.RotateRequest, done *signer.Rotated) {
 	switch {
 	case req.Compromised:
 		fmt.Fprintf(e.out, "%s ended. The old CA is worth nothing; the new one signs.\n", certificates(done.Ended))
-		fmt.Fprintf(e.out, "pin  %s\nNext: put this pin on the nodes' kernel command line, with muster.forget=1 for one boot.\n", done.Pin)
+		fmt.Fprintf(e.out, "pin  %s\nNext: put this pin on the nodes' kernel command line, with muster.forget=1 for one boot,\nand the new CA into images that have an /etc/muster/ca.pem, which wins over the pin: muster ca export\n", done.Pin)
 		return
 	case req.RevokeAll:
 		fmt.Fprintf(e.out, "%s ended. The new CA signs; nodes come back by themselves.\npin  %s\n", certificates(done.Ended), done.Pin)
