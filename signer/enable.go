@@ -63,6 +63,9 @@ type Changed struct {
 	Replaced  string    `json:"replaced,omitempty"` // the TPM is to be another one
 	Unchanged string    `json:"unchanged,omitempty"`
 	Until     time.Time `json:"until,omitzero"` // when the last of the windows closes
+	// Serial is the certificate that revoke --serial ended alone, and Keeps the one that its node goes on with.
+	Serial string `json:"serial,omitempty"`
+	Keeps  string `json:"keeps,omitempty"`
 	// Unrenewed are, of those closed or unchanged by disable, the nodes with a certificate in date.
 	Unrenewed string `json:"unrenewed,omitempty"`
 	// Passwords of EST clients, which are nowhere else.

@@ -43,6 +43,7 @@ type RevokeRequest struct {
 	Reason string   `json:"reason,omitempty"` // one of Reasons; empty: unspecified
 
 	Selector string `json:"selector,omitempty"` // of package selector: narrows IDs or All
+	DryRun   bool   `json:"dry_run,omitempty"`  // with Serial: say what would end, and change nothing
 }
 
 // adminRevoke ends certificates. When it returns, each head refuses them on the next request, and the CRL
@@ -126,6 +127,7 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	}
 	now := h.now()
 	var done *Changed
+	var alone, keeps string // of a node that is not revoked with it
 	slotItem, err := h.store.Get(ctx, prefixSlot+c.Name)
 	if err != nil {
 		return nil, err
@@ -136,13 +138,36 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 			if err != nil {
 				return edit{}, err
 			}
-			return s.revokeSerial(serial, bar, now, why, byWhom(ctx)), nil
+			e := s.revokeSerial(serial, bar, now, why, byWhom(ctx))
+			alone, keeps = "", ""
+			if !e.slot.Revoked {
+				alone = serial
+				if s.Cert != nil {
+					keeps = s.Cert.Serial
+				}
+			}
+			if req.DryRun {
+				e.what = unchanged
+			}
+			return e, nil
 		})
 	} else {
-		done, err = h.endOther(ctx, serial, c, now, why)
+		alone = serial
+		if req.DryRun {
+			done = &Changed{Schema: changedSchema, Nodes: c.Name, Count: 1}
+		} else {
+			done, err = h.endOther(ctx, serial, c, now, why)
+		}
 	}
 	if err != nil {
 		return nil, err
+	}
+	if alone != "" { // nobody is revoked
+		done.Serial, done.Keeps = alone, keeps
+		done.Altered, done.Revoked = done.Revoked, ""
+	}
+	if req.DryRun {
+		return done, nil
 	}
 	if server := h.server.Load(); server != nil && serialHex(server.Leaf.SerialNumber) == serial {
 		err = h.renewServer(ctx)

@@ -334,6 +334,9 @@ that the nodes had are barred for ever; a TPM makes a new one by itself.`,
 			if err := which.with(args); err != nil {
 				return err
 			}
+			if err := which.some(); err != nil {
+				return err
+			}
 			if err := sure.ask(cmd, "Revoke and forget "+which.String()+"? This cannot be undone."); err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,9 +35,9 @@ revoked.`,
 				return err
 			}
 			req.IDs, req.All, req.Selector = which.ids, which.all, which.selector
-			what := "certificate " + req.Serial
-			if req.Serial == "" {
-				what = which.String()
+			what, err := e.toRevoke(cmd.Context(), req, which)
+			if err != nil {
+				return err
 			}
 			if err := sure.ask(cmd, "Revoke "+what+"? This cannot be undone."); err != nil {
 				return err
@@ -47,6 +48,10 @@ revoked.`,
 			}
 			if asJSON {
 				return json.NewEncoder(e.out).Encode(done)
+			}
+			if done.Serial != "" {
+				e.sayEnded(done)
+				return nil
 			}
 			fmt.Fprintf(e.out, "%s revoked:  %s\n", nodes(done.Count), done.Nodes)
 			if done.Unchanged != "" {
@@ -63,6 +68,45 @@ revoked.`,
 	f.BoolVar(&asJSON, "json", false, "print what changed as JSON")
 	c.RegisterFlagCompletionFunc("reason", cobra.FixedCompletions(signer.Reasons(), cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// toRevoke says for the question what would end. Without any it is an error, before anybody is asked.
+func (e *env) toRevoke(ctx context.Context, req signer.RevokeRequest, which choice) (string, error) {
+	if req.Serial == "" {
+		return which.String(), which.some()
+	}
+	req.DryRun = true
+	would, err := call[signer.Changed](ctx, e, signer.AdminRevoke, req, nil)
+	switch {
+	case err != nil:
+		return "", err
+	case would.Serial == "":
+		return would.Nodes + ", whose certificate " + req.Serial + " is", nil
+	case would.Keeps != "":
+		return fmt.Sprintf("certificate %s of %s, which keeps %s", would.Serial, would.Nodes, would.Keeps), nil
+	}
+	return fmt.Sprintf("certificate %s of %s", would.Serial, would.Nodes), nil
+}
+
+// sayEnded tells of one certificate that ended, and nobody with it.
+func (e *env) sayEnded(done *signer.Changed) {
+	ended := "ended"
+	if done.Unchanged != "" {
+		ended = "had ended before"
+	}
+	fmt.Fprintf(e.out, "certificate %s of %s %s", done.Serial, done.Nodes, ended)
+	if done.Keeps != "" {
+		fmt.Fprintf(e.out, "; %s keeps %s", done.Nodes, done.Keeps)
+	}
+	fmt.Fprintln(e.out)
+}
+
+// some is an error where no nodes are chosen.
+func (c *choice) some() error {
+	if len(c.ids) == 0 && !c.all && c.selector == "" {
+		return fail(exitUsage, "-i 'n[0-99]' for some, -a for all", "say which nodes: either -i or -a")
+	}
+	return nil
 }
 
 // String is the choice as it was written, for a question.
