@@ -42,7 +42,7 @@ var allowed = map[string]map[string]string{
 		"go.yaml.in/yaml/v3":                   "-o yaml, and ClusterShell's groups.d",
 		"golang.org/x/sys":                     "peer credentials, flock",
 		"golang.org/x/sync":                    "errgroup",
-		"golang.org/x/term":                    "go-pretty's",
+		"golang.org/x/term":                    "whether somebody can answer; go-pretty's",
 		"golang.org/x/text":                    "go-pretty's widths",
 		"muster":                               "",
 	},

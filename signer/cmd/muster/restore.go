@@ -323,7 +323,7 @@ func (e *env) confirm(yes bool, question string) error {
 		return nil
 	}
 	if !isTerminal(os.Stdin) || !isTerminal(e.err) {
-		return fail(exitPolicy, "look at it, then give --yes", "%s", question)
+		return fail(exitUsage, "look at it, then give --yes", "%s", question)
 	}
 	fmt.Fprintf(e.err, "%s\nGo on? [y/N] ", question)
 	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
