@@ -124,6 +124,14 @@ func TestOlderStorePutBack(t *testing.T) {
 	n.agent("forget", "--key")
 	if r := n.boot("--wait", "1s"); r.status != 75 {
 		t.Errorf("with another key: %v", r)
+	} else if !strings.Contains(r.stderr, "hint: on the head: muster status; ") {
+		t.Errorf("run does not lead to the head: %v", r)
+	}
+	if r := n.agent("doctor", "--head", h.url(), "--ca", h.pin); !strings.Contains(r.stdout, " on the head: muster status; ") {
+		t.Errorf("doctor does not lead to the head: %v", r)
+	}
+	if why := h.must("why", "n0"); !strings.HasPrefix(why, "this head signs nothing: ") {
+		t.Errorf("why says %s", why)
 	}
 	if issued := h.issues("n0"); len(issued) != 0 {
 		t.Errorf("signed: %v", issued)

@@ -235,6 +235,9 @@ func (b *boot) lateError(l *late) error {
 		if !b.initramfs() { // where nobody can type it
 			hint += " ('muster-agent doctor')"
 		}
+		if mute(l.because) {
+			hint = hintMute
+		}
 		return tryAgain(hint, "no head answered within %v: %v", b.wait, l)
 	}
 	node := hintName(b.name)

@@ -447,6 +447,16 @@ func stranger(err error) error {
 	return nil
 }
 
+// mute says whether a head shook no hands for want of a certificate: it signs nothing, itself neither, and crypto/tls
+// then sends unrecognized_name (RFC 6066, 3).
+func mute(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "unrecognized name")
+}
+
+// hintMute is what to do about it.
+const hintMute = "on the head: muster status; it has no certificate for itself, as where it may sign nothing"
+
 // mayChange says whether a code is worth another attempt.
 func (x *exchange) mayChange(code wire.Code) bool {
 	switch code {

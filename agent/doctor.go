@@ -300,6 +300,9 @@ func (d *doctor) lookHead() finding {
 			conn.Close()
 		}
 	}
+	if len(good) == 0 && mute(last) {
+		return fail(hintMute, "no head shakes hands: %v", last)
+	}
 	if len(good) == 0 {
 		return fail("see that muster.head= names the port for nodes (8443), and what 'muster serve' logs", "no head shakes hands: %v", last)
 	}

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"muster/internal/wire"
@@ -48,6 +49,10 @@ func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, er
 		now := h.now()
 		view.State = s.state(now)
 		view.Sentence, view.Hint = explain(s, view.Last, now)
+	}
+	if no := h.maySign(h.now()); no != nil && (view.Last == nil || view.Last.Reason != no.reason) {
+		view.Sentence = fmt.Sprintf("this head signs nothing: %s; %s", no.detail, view.Sentence)
+		view.Hint = strings.TrimSuffix(notSigningHint(no.reason)+"; "+view.Hint, "; ")
 	}
 	if view.Report != nil {
 		view.add(explainReport(name, view.Report))

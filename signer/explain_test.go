@@ -299,6 +299,12 @@ var whyRows = []whyRow{
 	},
 		"n0 asked from 192.0.2.1 at TIME, and this head will not sign: the head's clock is before the last record, DAY",
 		"set the head's clock; if it is right: muster clock accept"},
+	{"the head's clock is back, and nobody asks", []any{StateOpen}, func(s *site, _, _ *key) {
+		s.enable("n0")
+		s.clock.move(-time.Hour)
+	},
+		"this head signs nothing: the head's clock is before the last record, DAY; n0 may enrol until DAY, and has not asked since this head started",
+		"set the head's clock; if it is right: muster clock accept; boot the node; on it: muster-agent doctor"},
 	{"the head's store was set back", []any{whyRollback}, saw(whyRollback, "the store is of epoch 1, its witness has seen epoch 2", true),
 		"n0 asked from 192.0.2.1 at TIME, and this head will not sign, since its store was set back: the store is of epoch 1, its witness has seen epoch 2",
 		rollbackHint},

@@ -234,7 +234,11 @@ func (h *Head) listRevoked(ctx context.Context) error {
 		return nil
 	}
 	h.crlDue()
-	return adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "revoked, and every head refuses it; but the CRL is not signed, or not in its files: %v", err)
+	hint := "journalctl -u muster; the head tries again by itself"
+	if no := h.maySign(h.now()); no != nil {
+		hint = notSigningHint(no.reason)
+	}
+	return adminError(KindPartly, hint, "revoked, and every head refuses it; but the CRL is not signed, or not in its files: %v", err)
 }
 
 // prune removes the records of certificates that are long over, of their ends, and of the keys that no certificate on

@@ -47,7 +47,7 @@ type Rotated struct {
 
 func (h *Head) adminRotate(ctx context.Context, req RotateRequest, _ *stream) (any, error) {
 	if no := h.maySign(h.now()); no != nil {
-		return nil, adminError(KindPolicy, "set the head's clock", "%s", no.detail)
+		return nil, adminError(KindPolicy, notSigningHint(no.reason), "%s", no.detail)
 	}
 	h.rotating.Lock()
 	defer h.rotating.Unlock()
