@@ -101,7 +101,7 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 	if req.Password && len(names) > perTx {
 		return nil, adminError(KindUsage, "use several commands", "passwords for %d clients at once are too many: %d at most", len(names), perTx)
 	}
-	if req.All { // EST clients have a password each
+	if req.wholesale() { // EST clients have a password each
 		if names, err = h.nodesOf(ctx, names); err != nil {
 			return nil, err
 		}
@@ -111,15 +111,19 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 	}
 	// All is looked at before anything is changed, so that a refusal changes nothing at all.
 	whose := map[string]string{}
-	var unlearned []string
+	var unlearned, ended []string
 	for _, name := range names {
 		item, err := h.store.Get(ctx, prefixSlot+name)
 		if err != nil {
 			return nil, err
 		}
-		_, owner, err := h.mayEnable(ctx, item, req)
+		s, owner, err := h.mayEnable(ctx, item, req)
 		if errors.Is(err, errUnlearned) {
 			unlearned = append(unlearned, name)
+			continue
+		}
+		if err != nil && s != nil && s.Revoked && !req.Again && len(names) > 1 {
+			ended = append(ended, name)
 			continue
 		}
 		if err != nil {
@@ -129,6 +133,12 @@ func (h *Head) adminEnable(ctx context.Context, req EnableRequest, out *stream) 
 			return nil, adminError(KindPolicy, "muster certs show -i "+name, "one TPM, with the EK %s, was learned for %s and for %s", owner.Key[len(prefixEK):], other, name)
 		}
 		whose[owner.Key] = name
+	}
+	if len(ended) > 0 {
+		return nil, adminError(KindPolicy, "to leave them out: muster certs enable "+req.without(ended)+"; to let them enrol again, with another key: --again", "revoked: %s", fold(ended))
+	}
+	if len(unlearned) > 0 && len(unlearned) < len(names) {
+		return nil, adminError(KindPolicy, "to leave them out: muster certs enable --learned "+req.without(unlearned), "no EK of %s was learned", fold(unlearned))
 	}
 	if len(unlearned) > 0 {
 		return nil, notLearned(unlearned...)
@@ -188,6 +198,24 @@ func (r *EnableRequest) check() error {
 	return checkHostNames(r)
 }
 
+// wholesale says whether nodes are chosen from all that there are.
+func (r *EnableRequest) wholesale() bool {
+	return !r.Password && (len(r.IDs) == 0 || slices.ContainsFunc(r.IDs, func(id string) bool { return strings.Contains(id, "*") }))
+}
+
+// without is how the request names nodes, but for some, as one types it.
+func (r *EnableRequest) without(names []string) string {
+	ids := "*"
+	if len(r.IDs) > 0 {
+		ids = strings.Join(r.IDs, ",")
+	}
+	flags := "-i '" + ids + "!" + fold(names) + "'"
+	if r.Selector != "" {
+		flags += " --selector '" + r.Selector + "'"
+	}
+	return flags
+}
+
 // errUnlearned is why a node cannot be enabled with --learned.
 var errUnlearned = errors.New("no EK was learned")
 
@@ -234,7 +262,7 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 		if s.Host {
 			again = "muster certs enable --again --password -i "
 		}
-		return nil, owner, adminError(KindPolicy, again+name+" lets it enrol again, with another key", "%s is revoked", name)
+		return s, owner, adminError(KindPolicy, again+name+" lets it enrol again, with another key", "%s is revoked", name)
 	}
 	if s.Host || req.Password {
 		_, _, err := h.mayBeHost(ctx, *s, item, req)
@@ -247,6 +275,9 @@ func (h *Head) mayEnable(ctx context.Context, item store.Item, req EnableRequest
 	}
 	ek := req.EK
 	if req.Learned {
+		if s.Learned == nil && s.Pinned {
+			return s, owner, nil
+		}
 		if s.Learned == nil {
 			return nil, owner, fmt.Errorf("%s: %w", name, errUnlearned)
 		}
@@ -321,8 +352,8 @@ func (h *Head) enable(ctx context.Context, item store.Item, req EnableRequest, n
 		e.what = opened
 	}
 	s, until := &e.slot, now.Add(req.For).UTC()
-	if req.Learn && s.EK != "" {
-		e.what = unchanged // there is nothing to learn
+	if req.Learn && s.EK != "" || req.Learned && s.Learned == nil {
+		e.what = unchanged // there is nothing to learn, or nothing to pin
 		return e, nil
 	}
 	if s.Revoked { // what it had has ended, and is on record as that

@@ -17,6 +17,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/progress"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"muster/internal/wire"
 	"muster/signer"
@@ -33,6 +34,7 @@ type choice struct {
 	ids      []string
 	all      bool
 	selector string
+	narrowed *pflag.Flag // --selector
 }
 
 // flags uses StringArray: a StringSlice would cut n[1,3] at its comma.
@@ -42,6 +44,7 @@ func (c *choice) flags(cmd *cobra.Command, withAll bool) {
 	if withAll {
 		cmd.Flags().BoolVarP(&c.all, "all", "a", false, "all known nodes")
 	}
+	c.narrowed = cmd.Flags().Lookup("selector")
 	cmd.RegisterFlagCompletionFunc("ids", completeNodes)
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.ValidArgsFunction = completeNodes
@@ -64,6 +67,9 @@ func (c *choice) with(args []string) error {
 		if strings.TrimSpace(id) == "" {
 			return fail(exitUsage, "is a shell variable empty? -i 'n[0-99]' for some, -a for all", "no nodes are named")
 		}
+	}
+	if c.narrowed.Changed && strings.TrimSpace(c.selector) == "" {
+		return fail(exitUsage, "is a shell variable empty? leave --selector out, or: --selector 'status[state] == active'", "--selector chooses nothing")
 	}
 	return nil
 }
