@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
+	"net"
 	"slices"
 	"time"
 
@@ -57,6 +58,8 @@ func (h *Head) renewAt(s *slot, c *issued) time.Time {
 		return time.Time{}
 	case c != s.Cert && c.Key == s.Cert.Key: // it has been, and the node does not know yet
 		return s.Cert.Issued.Truncate(time.Second)
+	case !c.names(s): // they are waited for
+		return c.Issued.Truncate(time.Second)
 	case ca == by && !c.NotAfter.Before(ca.cert.NotAfter): // the next one could live no longer
 		return time.Time{}
 	}
@@ -67,6 +70,16 @@ func (h *Head) renewAt(s *slot, c *issued) time.Time {
 		at = earlier(at, by.since.Add(c.some(maxSpread)))
 	}
 	return at.Truncate(time.Second)
+}
+
+// names says whether c has the names and addresses of the record, as certify would put them there.
+func (c *issued) names(s *slot) bool {
+	cert, err := x509.ParseCertificate(c.DER)
+	if err != nil {
+		return true // another one would not come of it, see subject
+	}
+	return slices.Equal(cert.DNSNames, s.DNS) &&
+		slices.EqualFunc(cert.IPAddresses, s.IP, func(have net.IP, want string) bool { return have.Equal(net.ParseIP(want)) })
 }
 
 // some is a part of d that stays the same for a certificate.

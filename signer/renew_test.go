@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -232,6 +233,18 @@ func TestRenewEndsWithTheCA(t *testing.T) {
 		t.Error("renewed, and lives no longer")
 	}
 	equal(t, "due", s.renewAtOf(cert), time.Time{})
+}
+
+// TestRenewForNames: other names on record are in the next certificate, which is due at once, and once.
+func TestRenewForNames(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	first := s.active(c.nodeKey(), "n0")
+	s.enable("n0", func(r *EnableRequest) { r.DNS, r.IP = []string{"n0.example.org"}, []string{"10.54.0.7", "fd00::0:7"} })
+	second := s.mustRenew(first)
+	equal(t, "names", strings.Join(second.DNSNames, ","), "n0.example.org")
+	equal(t, "addresses", len(second.IPAddresses), 2)
+	equal(t, "first use", use(s.Head, second), "")
+	equal(t, "again", s.mustRenew(second).Equal(second), true)
 }
 
 // TestRenewalsSpread: what was made at one moment falls due over a day.

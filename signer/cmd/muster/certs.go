@@ -135,7 +135,8 @@ func (e *env) enableCommand() *cobra.Command {
 		Long: `enable opens a grant for each node: within the window, one TPM may prove itself and get
 one certificate for one key. Enabling again may extend a window, never shorten it: disable
 closes it. A node that has a certificate already may use the grant for a new key of the same
-TPM. What --dns and --ip say goes into the next certificate that is made.
+TPM. What --dns and --ip say takes the place of what was on record, and goes into the next certificate, which a node
+with a certificate then gets at its next boot or renewal.
 
 A node renews its certificate by itself, and uses no grant for it, until disable. --life and
 --refresh-at stay on record for it.

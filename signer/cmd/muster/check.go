@@ -110,7 +110,7 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 		{critical, checkCritical, "less than " + (*window)(&limits.critical).String() + " left: "},
 		{warning, checkWarning, "less than " + (*window)(&limits.warning).String() + " left: "},
 		{unrenewed, checkWarning, "disabled, so not renewed, and less than " + (*window)(&limits.warning).String() + " left: "},
-		{unnamed, checkWarning, "server certificate without its node's name in SAN: "},
+		{unnamed, checkWarning, "DNS names without the node's own: "},
 	} {
 		if len(found.nodes) > 0 {
 			status = max(status, found.status)
@@ -127,8 +127,8 @@ func judge(all []signer.NodeView, limits thresholds, now time.Time) (status int,
 	return status, strings.Join(parts, "; "), fmt.Sprintf("%s days=%.2f;%g:;%g:", data, left, days(limits.warning), days(limits.critical))
 }
 
-// servesItsName says whether a client that connects to a node by its name would take the node's certificate:
-// one that is meant to serve must hold that name, alone or with a domain after it.
+// servesItsName says whether whoever goes by the DNS names of a node's certificate finds that node: where there are any, or
+// the certificate may serve, the node's name must be among them, alone or with a domain after it.
 func servesItsName(v signer.NodeView) bool {
 	block, _ := pem.Decode([]byte(v.Cert))
 	if block == nil {

@@ -354,6 +354,8 @@ func (e *env) printNode(v signer.NodeView) {
 	} else {
 		line("expires", strings.Trim(at(v.Expires), "-"))
 	}
+	line("life", (*window)(&v.Life).String())
+	line("refresh at", (*percent)(&v.RefreshAt).String()+" left")
 	line("renewal", strings.Trim(at(v.RenewAt), "-"))
 	line("replaces", v.Old)
 	fmt.Fprint(e.out, v.Cert)
