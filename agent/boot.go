@@ -250,7 +250,7 @@ func (b *boot) lateError(l *late) error {
 		// Or the name is another TPM's, which the head tells nobody but its administrator.
 		return tryAgain(fmt.Sprintf("on the head: muster why %s (if it never was enabled: muster certs enable -i %s)", node, node), "%s is not enabled on the head (waited %v)", node, b.wait)
 	case wire.Pending:
-		return tryAgain("on the head: muster why "+node, "%s waits for approval on the head (waited %v)", cmp.Or(b.name, "this node"), b.wait)
+		return tryAgain("on the head: muster why "+node, "%s waits on the head for the administrator's word (waited %v)", cmp.Or(b.name, "this node"), b.wait)
 	}
 	return tryAgain("on the head: muster why "+node, "the head says %v (waited %v)", e, b.wait)
 }

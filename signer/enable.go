@@ -221,7 +221,7 @@ var errUnlearned = errors.New("no EK was learned")
 
 func notLearned(names ...string) error {
 	nodes := fold(names)
-	return adminError(KindPolicy, "muster certs enable --learn -i "+nodes+", and boot; or leave out whom nothing was learned of", "no EK of %s was learned", nodes)
+	return adminError(KindPolicy, "muster certs enable --learn -i '"+nodes+"', and boot", "no EK of %s was learned", nodes)
 }
 
 // reachable refuses a level that nothing could reach.

@@ -37,7 +37,11 @@ func (h *Head) adminWhy(ctx context.Context, req WhyRequest, _ *stream) (any, er
 	seen := h.seen.of(name)
 	view := WhyView{Schema: "muster.why/v1", Node: name, Last: seen.last, Report: seen.report}
 	if item.Revision == 0 {
-		view.Sentence, view.Hint = explainUnknown(name, seen)
+		create, err := h.mayCreate(ctx, EnableRequest{})
+		if err != nil {
+			return nil, err
+		}
+		view.Sentence, view.Hint = explainUnknown(name, seen, create)
 		if seen.last == nil && seen.report == nil {
 			return nil, adminError(KindNone, view.Hint, "%s", view.Sentence)
 		}
@@ -82,8 +86,15 @@ func (v *WhyView) add(sentence, hint string) {
 	v.Hint = hint
 }
 
-func explainUnknown(name string, seen trace) (sentence, hint string) {
+// explainUnknown is about a name that has no record; create says whether enable makes one by itself.
+func explainUnknown(name string, seen trace, create bool) (sentence, hint string) {
 	enable := "muster certs enable -i " + name
+	switch {
+	case seen.last != nil && seen.last.Reason == whyPassword: // of EST
+		enable = "for an EST client: muster certs enable --password -i " + name
+	case !create:
+		enable = "muster certs enable --create -i " + name
+	}
 	switch {
 	case seen.last != nil && seen.last.Reason == whyAmbiguous:
 		return fmt.Sprintf("%s asked %s%s, and is not known: %s", name, times(seen.last.Count), from(seen.last.Addr, seen.last.At), seen.last.Detail), "muster nodes list"
@@ -230,7 +241,7 @@ func explainRefusal(s *slot, last *sighting, now time.Time) (sentence, hint stri
 			name, from(last.Addr, last.At)), enable, true
 	case whyOtherBoard:
 		return fmt.Sprintf("another machine asked %s%s, to be %s: %s", times(last.Count), from(last.Addr, last.At), name, last.Detail),
-			"if the board was changed, import what it has now: muster nodes list -i " + name + " --json", true
+			"if the board was changed, import what it has now: muster nodes list -i " + name + " -o csv > nodes.csv, which you correct, and then muster nodes import nodes.csv", true
 	case whyAmbiguous:
 		return fmt.Sprintf("a machine asked %s%s, to be %s: %s", times(last.Count), from(last.Addr, last.At), name, last.Detail), "muster nodes list", true
 	case whyEKTaken, whyKeyTaken:

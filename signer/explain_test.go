@@ -58,6 +58,13 @@ const (
 
 var whyRows = []whyRow{
 	{"never seen", nil, func(s *site, _, _ *key) {}, "n0 was never seen and never enabled", "muster certs list shows the names that are; if it is right: " + enable},
+	{"asks, and the inventory does not have it", []any{whyUnknown}, func(s *site, k, _ *key) {
+		s.imports("name\nn1\n")
+		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
+	}, "n0 asked once from 192.0.2.1 at TIME, and is not known", "muster certs enable --create -i n0"},
+	{"asks by EST, and nobody enabled it", []any{whyPassword}, func(s *site, _, _ *key) {
+		s.simple("n0", "wrong", "-")
+	}, "n0 asked once from 192.0.2.1 at TIME, and is not known", "for an EST client: muster certs enable --password -i n0"},
 	{"asks, and nobody enabled it", []any{whyUnknown}, func(s *site, k, _ *key) {
 		s.post(wire.PathChallenge, k.ChallengeRequest("n0"))
 	}, "n0 asked once from 192.0.2.1 at TIME, and is not known", enable},
@@ -237,7 +244,7 @@ var whyRows = []whyRow{
 		s.post(wire.PathChallenge, hinted{stranger, wire.Hints{MACs: []string{mac3}}}.ChallengeRequest("n0"))
 	},
 		"another machine asked once from 192.0.2.1 at TIME, to be n0: its MAC is " + mac3 + ", and n0 is on record with " + mac1,
-		"if the board was changed, import what it has now: muster nodes list -i n0 --json"},
+		"if the board was changed, import what it has now: muster nodes list -i n0 -o csv > nodes.csv, which you correct, and then muster nodes import nodes.csv"},
 	{"a board of several", []any{whyAmbiguous}, func(s *site, _, stranger *key) {
 		s.imports("name,mac\nn0," + mac1 + "\nn1," + mac2 + "\nn2," + mac3 + "\n")
 		s.enable("n0")
