@@ -117,6 +117,9 @@ func (b *boot) begin() ([]*identity, error) {
 	if err != nil {
 		return nil, tpmError(err)
 	}
+	if b.renewing && len(b.heads) == 0 { // by hand, on a node whose boot was told the head
+		b.heads, _ = parseHeads(b.lastStatus().Head)
+	}
 	b.trust, err = b.resolveTrust(pinsOf(records))
 	return records, err
 }

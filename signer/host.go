@@ -16,8 +16,9 @@ type HostRequest struct {
 
 // HostView is what the heads' certificates name from now on.
 type HostView struct {
-	Schema string   `json:"schema"`
-	Hosts  []string `json:"hosts"`
+	Schema    string   `json:"schema"`
+	Hosts     []string `json:"hosts"`
+	PublicURL string   `json:"public_url"` // in the certificates of nodes, until the next start
 }
 
 const hostsSchema = "muster.hosts/v1"
@@ -47,7 +48,7 @@ func (h *Head) adminHost(ctx context.Context, req HostRequest, _ *stream) (any, 
 		}
 	}
 	if slices.Equal(hosts, c.Hosts) {
-		return HostView{hostsSchema, hosts}, nil
+		return HostView{hostsSchema, hosts, h.publicURL}, nil
 	}
 	// The same rules as at init; the name that comes first is the certificates' common name.
 	plan := Plan{Cluster: c.Name, TrustDomain: c.TrustDomain, Hosts: hosts}
@@ -72,7 +73,7 @@ func (h *Head) adminHost(ctx context.Context, req HostRequest, _ *stream) (any, 
 	if err := h.renewServer(ctx); err != nil {
 		return nil, adminError(KindPartly, "journalctl -u muster; the head tries again by itself", "the names are on record; but there is no certificate with them yet: %v", err)
 	}
-	return HostView{hostsSchema, hosts}, nil
+	return HostView{hostsSchema, hosts, h.publicURL}, nil
 }
 
 // followHosts takes the names that are on record, where another head has changed them.

@@ -29,7 +29,8 @@
 //
 // Status tells what the node holds, without a network. Cert prints its certificate, PEM. Ek prints
 // the endorsement keys' SHA-256 (for `muster certs enable --ek` on the head) and kind, first the one
-// that enrolment uses. Get fetches a URL over mTLS with the key in the TPM. Forget erases
+// that enrolment uses. Get fetches a URL over mTLS with the key in the TPM, from a head or any other server with
+// a certificate of the pinned CA for the URL's name. Forget erases
 // certificate and pinned CA, never the key; with --key that too. Doctor examines everything and
 // changes nothing.
 //

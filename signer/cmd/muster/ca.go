@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"net/url"
+	"slices"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -183,6 +185,9 @@ head makes itself another certificate at once. The first is its common name.`,
 			}
 			for _, host := range done.Hosts {
 				fmt.Fprintln(e.out, host)
+			}
+			if u, err := url.Parse(done.PublicURL); err == nil && slices.Contains(req.Remove, u.Hostname()) {
+				fmt.Fprintf(e.err, "warning: certificates lead to CRL and OCSP at %s until the next start; see serve --public-url\n", done.PublicURL)
 			}
 			return nil
 		},
