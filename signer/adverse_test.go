@@ -513,7 +513,7 @@ func TestOldKeysAreBarred(t *testing.T) {
 		if superseded {
 			equal(t, "first use", use(s.Head, next), "")
 		}
-		equal(t, what, s.revoke(RevokeRequest{Serial: serialHex(old.SerialNumber), Reason: "keyCompromise"}).Revoked, "n0")
+		equal(t, what, s.revoke(RevokeRequest{Serial: serialHex(old.SerialNumber), Reason: "keyCompromise"}).Altered, "n0")
 		s.enable("n0")
 		refusedWith(t, s.post(wire.PathEnroll, s.answered(first, "n0")), wire.KeyBarred)
 		equal(t, "use of the new one", use(s.Head, next), "")

@@ -213,7 +213,7 @@ func TestLearn(t *testing.T) {
 	s, k, other := newSite(t), aChip(t).nodeKey(), aChip(t).nodeKey()
 	s.enable("n0", learning)
 	s.enable("n[5-6]")
-	refusedByPolicy(t, s.tryEnable("n[0,5-6]", s.learned), "--learn -i n[0,5-6],")
+	refusedByPolicy(t, s.tryEnable("n[0,5-6]", s.learned), "--learn -i 'n[0,5-6]',")
 	answer := s.answered(k, "n0")
 	refusedWith(t, s.post(wire.PathEnroll, answer), wire.Pending)
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(other, "n0")), wire.Pending)

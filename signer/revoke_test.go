@@ -103,13 +103,18 @@ func TestRevokeSerial(t *testing.T) {
 	next := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
 
 	old, last := serialHex(used.SerialNumber), serialHex(next.SerialNumber)
-	s.revoke(RevokeRequest{Serial: strings.ToUpper(old[:4] + ":" + old[4:])})
+	would := s.revoke(RevokeRequest{Serial: old, DryRun: true})
+	equal(t, "dry run", would.Serial+" "+would.Keeps, old+" "+last)
+	equal(t, "use after a dry run", use(s.Head, used), "")
+	done := s.revoke(RevokeRequest{Serial: strings.ToUpper(old[:4] + ":" + old[4:])})
+	equal(t, "done", done.Serial+" "+done.Keeps+" "+done.Revoked, old+" "+last+" ")
 	equal(t, "use of the old one", use(s.Head, used), wire.NotEnabled)
 	equal(t, "use of the new one", use(s.Head, next), "")
 	wantListed(t, s.crlServed(), used)
 	equal(t, "twice", s.revoke(RevokeRequest{Serial: old}).Unchanged, "n0")
 
-	s.revoke(RevokeRequest{Serial: last})
+	equal(t, "dry run of the node's own", s.revoke(RevokeRequest{Serial: last, DryRun: true}).Serial, "")
+	equal(t, "the node", s.revoke(RevokeRequest{Serial: last}).Revoked, "n0")
 	equal(t, "use of the new one", use(s.Head, next), wire.Revoked)
 	wantListed(t, s.crlServed(), used, next)
 

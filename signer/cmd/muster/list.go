@@ -355,7 +355,9 @@ func (e *env) printNode(v signer.NodeView) {
 		line("expires", strings.Trim(at(v.Expires), "-"))
 	}
 	line("life", (*window)(&v.Life).String())
-	line("refresh at", (*percent)(&v.RefreshAt).String()+" left")
+	if v.IsNode() { // a client renews when it likes
+		line("refresh at", (*percent)(&v.RefreshAt).String()+" left")
+	}
 	line("renewal", strings.Trim(at(v.RenewAt), "-"))
 	line("replaces", v.Old)
 	fmt.Fprint(e.out, v.Cert)
