@@ -57,6 +57,9 @@ func (h *Head) adminGroup(ctx context.Context, req GroupRequest, out *stream) (a
 	now, kind := h.now(), "join"
 	if req.Leave {
 		kind = "leave"
+		if _, err := (&lookup{h: h, ctx: ctx}).group(req.Group); err != nil { // misspelt, most likely
+			return nil, err
+		}
 	}
 	return h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		s, err := parse[slot](item)

@@ -230,7 +230,7 @@ func (e *env) sayEnabled(d *signer.Changed, req signer.EnableRequest) {
 		may = "may ask for approval"
 	}
 	if d.Until.IsZero() {
-		fmt.Fprintf(e.out, "%s have a TPM on record:  %s\n", who, d.Nodes)
+		fmt.Fprintf(e.out, "on record already, with a TPM:  %s\n", d.Nodes)
 	} else {
 		fmt.Fprintf(e.out, "%s %s until %s:  %s\n", who, may, d.Until.Local().Format("2006-01-02 15:04"), d.Nodes)
 	}
@@ -400,8 +400,9 @@ func (e *env) progress(doing string, total int) (*progress.Tracker, func()) {
 // readEK takes an EK's fingerprint, or finds it in a file: a line of `muster-agent ek`, or a PEM
 // public key or certificate.
 func readEK(arg string) (string, error) {
-	if isSHA256(arg) {
-		return strings.ToLower(arg), nil
+	// Of what muster-agent ek prints the first line is the one that enrolment uses.
+	if fields := strings.Fields(arg); len(fields) > 0 && isSHA256(fields[0]) {
+		return strings.ToLower(fields[0]), nil
 	}
 	b, err := os.ReadFile(arg)
 	if err != nil {

@@ -272,7 +272,7 @@ func (e *env) printNodes(nodes []signer.NodeView, format string, as shape) error
 }
 
 func (e *env) printTable(nodes []signer.NodeView, wide bool) {
-	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "WINDOW", "TPM (EK)"}
+	header := table.Row{"NODE", "STATE", "LEVEL", "SERIAL", "EXPIRES", "CLOSES", "TPM (EK)"}
 	if wide {
 		header = append(header, "KEY", "ISSUED", "CLASS")
 	}

@@ -14,6 +14,7 @@ import (
 
 	"muster/signer"
 	"muster/signer/inventory"
+	"muster/signer/nodeset"
 )
 
 func (e *env) nodesCommand() *cobra.Command {
@@ -308,7 +309,14 @@ func (e *env) memberCommand(use, about, verb string, leave bool) *cobra.Command 
 			if asJSON {
 				return json.NewEncoder(e.out).Encode(done)
 			}
-			fmt.Fprintf(e.out, "%s %s %s:  %s\n", nodes(done.Count), verb, req.Group, done.Nodes)
+			moved, err := nodeset.Of()
+			if done.Altered != "" {
+				moved, err = nodeset.Parse(done.Altered)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(e.out, "%s %s %s:  %s\n", nodes(moved.Len()), verb, req.Group, dash(done.Altered))
 			e.sayLists(said{"unchanged", done.Unchanged})
 			return nil
 		},
