@@ -332,11 +332,11 @@ func TestLearnedGoes(t *testing.T) {
 	if s.record("n0").Learned != nil {
 		t.Error("disable does not drop it")
 	}
-	refusedByPolicy(t, s.tryEnable("n0", s.learned), "--learn -i n0")
+	refusedByPolicy(t, s.tryEnable("n0", s.learned), "--learn -i 'n0'")
 	s.enable("n0", learning)
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(bad, "n0")), wire.Pending)
 	s.revoke(RevokeRequest{IDs: []string{"n0"}})
-	refusedByPolicy(t, s.tryEnable("n0", s.learned, func(r *EnableRequest) { r.Again = true }), "--learn -i n0")
+	refusedByPolicy(t, s.tryEnable("n0", s.learned, func(r *EnableRequest) { r.Again = true }), "--learn -i 'n0'")
 	s.enable("n0", learning, func(r *EnableRequest) { r.Again = true })
 	refusedWith(t, s.post(wire.PathEnroll, s.answered(bad, "n0")), wire.Pending)
 	seen := s.candidates(func(s *slot) *Candidate { return s.Learned })

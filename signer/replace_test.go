@@ -156,7 +156,7 @@ func TestReplacedStaysOut(t *testing.T) {
 	refused()
 	again := func(r *ReplaceRequest) { r.EK, r.Level = a.ekHash(), wire.Pinned }
 	refusedByPolicy(t, s.replaceBoard("n0", again), "muster certs replace -i n0 --take-back --ek "+a.ekHash())
-	s.must(s.replaceBoard("n0"))
+	s.must(s.replaceBoard("n0", func(r *ReplaceRequest) { r.Level = wire.TOFU }))
 	refused()
 	s.enrol(c, "n0")
 	refusedWith(t, s.post(wire.PathChallenge, b.chip.nodeKey().ChallengeRequest("n0")), wire.NotEnabled)
