@@ -227,8 +227,16 @@ func (b *batch) event(ev store.Event) error {
 	return nil
 }
 
+func (b *batch) drop(key string) error {
+	if err := b.room(store.Tx{Deletes: []string{key}}); err != nil {
+		return err
+	}
+	b.tx.Deletes = append(b.tx.Deletes, key)
+	return nil
+}
+
 func (b *batch) room(next store.Tx) error {
-	if len(b.tx.Puts)+len(b.tx.Events) < store.MaxOps && b.tx.Size()+next.Size() <= store.MaxTx {
+	if len(b.tx.Puts)+len(b.tx.Deletes)+len(b.tx.Events) < store.MaxOps && b.tx.Size()+next.Size() <= store.MaxTx {
 		return nil
 	}
 	return b.flush()
@@ -376,7 +384,12 @@ type Restored struct {
 	Epoch  uint64
 	Closed []string // nodes whose grant was open
 	Ended  int      // certificates that had ended, and the restored record did not know
+	// Lost are, of those, the ones that were revoked and that nothing tells the node of: what they were given for is
+	// not barred.
+	Lost   int
+	Unread []string // nodes whose record is damaged, and so was left as it is, in either store
 	mark   mark
+	freed  map[string]bool // names whose board was changed
 }
 
 // Settle makes a restored store one that may be signed from: no grant that was not used is left open, nothing
@@ -396,7 +409,7 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 		return nil, err
 	}
 	g, err := readGeneration(ctx, st)
-	if err != nil {
+	if err != nil && !errors.Is(err, store.ErrDamaged) { // the witness knows more than a record that is damaged
 		return nil, err
 	}
 	if err := seen.addCRLRecords(ctx, st); err != nil {
@@ -405,12 +418,20 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 	if floor := later(seen.last, lastEntry(ctx, st)); now.Before(floor.Add(-clockSlack)) {
 		return nil, fmt.Errorf("%w, %s", ErrClockBack, floor.UTC().Format(time.RFC3339))
 	}
-	done := &Restored{Epoch: max(g.Epoch, seen.epoch) + 1}
-	if err := done.settleSlots(b, seen.ended, now); err != nil {
+	done := &Restored{Epoch: max(g.Epoch, seen.epoch) + 1, freed: map[string]bool{}}
+	if err := done.settleSlots(b, seen, current); err != nil {
 		return nil, err
 	}
-	if err := done.addEnded(b, seen.ended); err != nil {
+	if err := done.dropKeys(b); err != nil {
 		return nil, err
+	}
+	if err := done.addEnded(b, seen.ended, current); err != nil {
+		return nil, err
+	}
+	for key, name := range seen.barred {
+		if err := b.put(store.Put{Key: key, Value: name}); err != nil {
+			return nil, err
+		}
 	}
 	highest := seen.highest()
 	for id, crl := range seen.crls {
@@ -436,41 +457,32 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 	return done, err
 }
 
-// settleSlots closes grants, and takes certificates that have ended out of the records.
-func (r *Restored) settleSlots(b *batch, over map[string]ended, now time.Time) error {
+// settleSlots closes grants, and takes certificates that have ended out of the records. A record that is damaged
+// gives nobody anything, and is left as it is.
+func (r *Restored) settleSlots(b *batch, seen *evidence, current store.Reader) error {
 	for item, err := range b.st.List(b.ctx, prefixSlot) {
+		var s *slot
+		if err == nil {
+			s, err = parse[slot](item)
+		}
+		if errors.Is(err, store.ErrDamaged) {
+			r.Unread = append(r.Unread, strings.TrimPrefix(item.Key, prefixSlot))
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		s, err := parse[slot](item)
-		if err != nil {
-			return err
-		}
-		changed := false
-		if s.Grant != nil && !s.Grant.Used {
+		changed := s.Grant != nil && !s.Grant.Used
+		if changed {
 			r.Closed = append(r.Closed, s.Node)
-			s.Grant, changed = nil, true
+			s.Grant = nil
 		}
-		for _, c := range []**issued{&s.Cert, &s.Old} {
-			if *c == nil {
-				continue
-			}
-			if e, ok := over[(*c).Serial]; ok {
-				if e.Reason != superseded {
-					s.Revoked, s.Grant = true, nil
-					if err := b.put(store.Put{Key: prefixBarred + (*c).Key, Value: []byte(s.Node)}); err != nil {
-						return err
-					}
-				}
-				e.NotAfter = (*c).NotAfter
-				over[(*c).Serial] = e
-				*c, changed = nil, true
-			}
+		changed = seen.endCertificates(s) || changed
+		carried, err := r.carrySlot(b, s, current)
+		if err != nil {
+			return err
 		}
-		if s.Cert == nil {
-			s.Cert, s.Old = s.Old, nil
-		}
-		if !changed {
+		if !changed && !carried {
 			continue
 		}
 		if err := b.put(put(item.Key, s)); err != nil {
@@ -480,22 +492,67 @@ func (r *Restored) settleSlots(b *batch, over map[string]ended, now time.Time) e
 	return nil
 }
 
-// addEnded keeps what had ended.
-func (r *Restored) addEnded(b *batch, over map[string]ended) error {
-	for serial, e := range over {
-		item, err := b.st.Get(b.ctx, prefixEnded+serial)
-		if err != nil {
-			return err
-		}
-		if item.Revision != 0 {
+// endCertificates takes from a slot what has ended. What was revoked ends the node.
+func (seen *evidence) endCertificates(s *slot) (changed bool) {
+	for _, c := range []**issued{&s.Cert, &s.Old} {
+		if *c == nil {
 			continue
 		}
+		e, ok := seen.ended[(*c).Serial]
+		if !ok {
+			continue
+		}
+		if e.Reason != superseded {
+			s.Revoked, s.Grant = true, nil
+			seen.barred[prefixBarred+(*c).Key] = []byte(s.Node)
+		}
+		*c, changed = nil, true
+	}
+	if s.Cert == nil {
+		s.Cert, s.Old = s.Old, nil
+	}
+	return changed
+}
+
+// addEnded keeps what had ended, for as long as its certificate may be used, which a CRL does not tell.
+func (r *Restored) addEnded(b *batch, over map[string]ended, current store.Reader) error {
+	for serial, e := range over {
+		item, err := b.st.Get(b.ctx, prefixEnded+serial)
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return err
+		}
+		if err != nil || item.Revision != 0 {
+			continue // one that is damaged is listed all the same
+		}
 		r.Ended++
-		if err := b.put(put(item.Key, e)); err != nil {
+		c := certOf(b.ctx, b.st, serial)
+		if c == nil && current != nil {
+			c = certOf(b.ctx, current, serial)
+		}
+		switch {
+		case c != nil:
+			e.NotAfter = c.NotAfter
+		case e.Reason != superseded:
+			r.Lost++
+		}
+		if err := b.put(put(prefixEnded+serial, e)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// certOf is what a store knows of a certificate; nil: nothing that can be read.
+func certOf(ctx context.Context, st store.Reader, serial string) *certRecord {
+	item, err := st.Get(ctx, prefixCert+serial)
+	if err != nil || item.Revision == 0 {
+		return nil
+	}
+	c, err := parse[certRecord](item)
+	if err != nil {
+		return nil
+	}
+	return c
 }
 
 // evidence is what is known outside of a restored store.
@@ -505,12 +562,13 @@ type evidence struct {
 	crls   map[string]crlRecord // by the CA's id
 	last   time.Time            // the last moment on record
 	ended  map[string]ended     // by serial
+	barred map[string][]byte    // the name that had the key, by the record's key
 }
 
 // whatWasSeen asks the witness, the CRL in public/ and the store that is to be replaced, as far as they can
 // be read: a store that cannot is why there are restores.
 func whatWasSeen(ctx context.Context, dir string, cas caRecord, current store.Reader) (*evidence, error) {
-	seen := &evidence{ended: map[string]ended{}, crls: map[string]crlRecord{}}
+	seen := &evidence{ended: map[string]ended{}, crls: map[string]crlRecord{}, barred: map[string][]byte{}}
 	if book, err := openWitness(dir); err == nil {
 		seen.epoch, seen.number, seen.last = book.last.Epoch, book.last.CRL.Number, book.last.CRL.ThisUpdate
 	}
@@ -519,7 +577,7 @@ func whatWasSeen(ctx context.Context, dir string, cas caRecord, current store.Re
 		if err != nil {
 			return nil, err
 		}
-		if err := seen.addCRL(dir, &authority{cert: cert}); err != nil {
+		if err := seen.addCRL(dir, &authority{cert: cert, role: m.Role, since: m.Since}); err != nil {
 			return nil, err
 		}
 	}
@@ -531,6 +589,7 @@ func whatWasSeen(ctx context.Context, dir string, cas caRecord, current store.Re
 		seen.epoch = max(seen.epoch, g.Epoch)
 	}
 	seen.addCRLRecords(ctx, current) // as far as they can be read
+	seen.addBarred(ctx, current)
 	for item, err := range current.List(ctx, prefixEnded) {
 		if err != nil {
 			continue
@@ -575,10 +634,20 @@ func (seen *evidence) addCRL(dir string, ca *authority) error {
 	}
 	seen.crl(ca.id(), crlRecord{list.Number.Int64(), list.ThisUpdate})
 	for _, e := range list.RevokedCertificateEntries {
-		// Its end is not in a CRL; that of the CA is late enough.
-		seen.ended[serialHex(e.SerialNumber)] = ended{CA: ca.id(), At: e.RevocationTime, Reason: crlReason(e.ReasonCode), NotAfter: ca.cert.NotAfter}
+		if ca.endedWith(e) {
+			continue
+		}
+		// Its end is not in a CRL. It was signed before this list was.
+		last := earlier(ca.cert.NotAfter, list.ThisUpdate.Add(MaxLife))
+		seen.ended[serialHex(e.SerialNumber)] = ended{CA: ca.id(), At: e.RevocationTime, Reason: crlReason(e.ReasonCode), NotAfter: last}
 	}
 	return nil
+}
+
+// endedWith says whether a certificate is on the list because the CA itself ended: its node was not revoked, and
+// comes back with the same key.
+func (a *authority) endedWith(e x509.RevocationListEntry) bool {
+	return a.ended() && crlReason(e.ReasonCode) == a.endReason() && e.RevocationTime.Equal(a.since.Truncate(time.Second))
 }
 
 // crl notes one more CRL of a CA.
@@ -589,14 +658,17 @@ func (seen *evidence) crl(id string, r crlRecord) {
 
 func (seen *evidence) addCRLRecords(ctx context.Context, st store.Reader) error {
 	for item, err := range st.List(ctx, prefixCRL) {
-		if err != nil {
+		var r *crlRecord
+		if err == nil {
+			r, err = parse[crlRecord](item)
+		}
+		switch {
+		case errors.Is(err, store.ErrDamaged):
+			r = &crlRecord{} // the witness and the CRL know
+		case err != nil:
 			return err
 		}
-		r, err := parse[crlRecord](item)
-		if err != nil {
-			return err
-		}
-		seen.crl(item.Key[len(prefixCRL):], *r)
+		seen.crl(strings.TrimPrefix(item.Key, prefixCRL), *r)
 	}
 	return nil
 }

@@ -97,11 +97,15 @@ func (r *ring) ended(ca *authority) *ended {
 	if r.lives(ca.id()) {
 		return nil
 	}
-	e := &ended{CA: ca.id(), At: ca.since, Reason: cessationOfOperation, NotAfter: ca.cert.NotAfter}
-	if ca.role == roleBurnt {
-		e.Reason = caCompromise
+	return &ended{CA: ca.id(), At: ca.since, Reason: ca.endReason(), NotAfter: ca.cert.NotAfter}
+}
+
+// endReason is the one that a CRL gives for what ended with its CA.
+func (a *authority) endReason() crlReason {
+	if a.role == roleBurnt {
+		return caCompromise
 	}
-	return e
+	return cessationOfOperation
 }
 
 // trusted are the roots of the CAs that sign, will sign, or have certificates about.

@@ -46,6 +46,9 @@ store.db, which becomes store.db.replaced. What has happened since the backup is
 
 - every grant that was not used is closed: enable anew what has to enrol;
 - what the CRL in public/ says has ended stays so, and CRL numbers go on from the greatest seen;
+- nodes that were revoked, disabled or replaced since stay so, and keys that were barred, where store.db can still be
+  read; where it cannot, only certificates are known to have ended, and restore says how many of those that were
+  revoked are not in FILE: the node that had one would get another when it is enabled;
 - the epoch grows and the keys of challenges are new, so that no older store and no older answer is good;
 - a certificate that a node got since then is not on record, and refused. It is listed by
   muster certs list --state unknown as soon as the node uses it.
@@ -302,12 +305,29 @@ func (e *env) restored(dir string, done *signer.Restored) error {
 	if done.Ended > 0 {
 		fmt.Fprintf(e.out, "  ended     %s that the backup took for good\n", certificates(done.Ended))
 	}
+	if done.Lost > 0 {
+		fmt.Fprintf(e.out, "WARNING: %s not in this backup; do not enable -a, but by name whom you know\n", revokedCertificates(done.Lost))
+	}
+	if len(done.Unread) > 0 {
+		unread, err := nodeset.Of(done.Unread...)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(e.out, "WARNING: the records of %s are damaged, and were left as they are\n", unread)
+	}
 	serve := "muster serve"
 	if dir != defaultDir {
 		serve += " --dir " + quoted(dir)
 	}
 	fmt.Fprintf(e.out, "Next: %s; then muster certs enable what has to enrol\n", serve)
 	return nil
+}
+
+func revokedCertificates(n int) string {
+	if n == 1 {
+		return "1 revoked certificate is"
+	}
+	return fmt.Sprintf("%d revoked certificates are", n)
 }
 
 func grants(n int) string {

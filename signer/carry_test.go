@@ -1,0 +1,214 @@
+package signer
+
+import (
+	"crypto/x509"
+	"os"
+	"testing"
+	"time"
+
+	"muster/internal/wire"
+	"muster/signer/store/bolt"
+)
+
+// loseStore leaves an empty store, as a new disk does.
+func (s *site) loseStore() {
+	s.t.Helper()
+	s.must(s.store.Close())
+	s.must(os.Remove(s.dbPath()))
+	s.must(bolt.Create(s.dbPath(), "head1"))
+	s.openStore()
+}
+
+// onCRL says whether the CRL of any CA lists a certificate.
+func onCRL(s *site, cert *x509.Certificate) bool {
+	s.t.Helper()
+	for _, ca := range s.ring.Load().members {
+		list := ca.crl.list.Load()
+		if list == nil {
+			continue
+		}
+		for _, e := range list.RevokedCertificateEntries {
+			if e.SerialNumber.Cmp(cert.SerialNumber) == 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// TestRestoreKeepsRevocations: who was revoked after the backup stays so, by name and by key, whatever
+// the backup has of its certificates (I7).
+func TestRestoreKeepsRevocations(t *testing.T) {
+	for name, since := range map[string]func(*site, *key){
+		"renewed, then revoked": func(s *site, k *key) {
+			s.clock.move(70 * 24 * time.Hour)
+			equal(s.t, "use", use(s.Head, s.mustRenew(certificate(s.t, s.record("n0").Cert.DER))), "")
+			s.revoke(RevokeRequest{IDs: []string{"n0"}, Reason: "keyCompromise"})
+		},
+		"first certificate, then revoked": func(s *site, k *key) {
+			s.must(s.tryEnable("n1"))
+			s.enrol(k, "n1")
+			s.revoke(RevokeRequest{IDs: []string{"n1"}, Reason: "keyCompromise"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			k, who := aChip(t).nodeKey(), "n1"
+			if name == "renewed, then revoked" {
+				k, _ = s.enrolled("n0")
+				who = "n0"
+			}
+			s.enable("n1")
+			backup := s.backup()
+			since(s, k)
+			s.restore(backup)
+			equal(t, "state", s.record(who).state(s.clock.now()), StateRevoked)
+			if err := s.tryEnable(who); err == nil {
+				t.Error("enabled without --again")
+			}
+			s.enable(who, func(r *EnableRequest) { r.Again = true })
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(k, who)), wire.KeyBarred)
+		})
+	}
+}
+
+// TestRestoreKeepsDisabled: what was closed since stays so, and what was opened since does not come to be open.
+func TestRestoreKeepsDisabled(t *testing.T) {
+	s := newSite(t)
+	s.enrolled("n0")
+	backup := s.backup()
+	s.disable("n0")
+	s.restore(backup)
+	equal(t, "state", s.record("n0").state(s.clock.now()), StateDisabled)
+}
+
+// TestRestoreKeepsReplaced: the board that was taken out is not the node's again.
+func TestRestoreKeepsReplaced(t *testing.T) {
+	for _, enrolled := range []bool{false, true} {
+		s := newSite(t)
+		k, _ := s.enrolled("n0")
+		backup := s.backup()
+		s.must(s.replaceBoard("n0"))
+		if enrolled {
+			s.enrol(aChip(t).nodeKey(), "n0")
+		}
+		s.restore(backup)
+		equal(t, "EK", s.record("n0").EK, "")
+		for _, key := range []string{prefixEK + k.ekHash(), prefixKey + k.hash()} {
+			if item, err := s.store.Get(t.Context(), key); err != nil || item.Revision != 0 {
+				t.Errorf("%s is %q, %v", key, item.Value, err)
+			}
+		}
+		s.enable("n0")
+		if r := s.post(wire.PathChallenge, k.ChallengeRequest("n0")); r.code() == "" {
+			refusedWith(t, s.post(wire.PathEnroll, s.answered(k, "n0")), wire.KeyBarred)
+		}
+		s.enrol(aChip(t).nodeKey(), "n0")
+	}
+}
+
+// TestRestoreWithoutTheStoreWarns: a CRL does not say whose certificate was revoked.
+func TestRestoreWithoutTheStoreWarns(t *testing.T) {
+	s := newSite(t)
+	_, cert := s.enrolled("n0")
+	s.enrolled("n1")
+	backup := s.backup()
+	s.clock.move(70 * 24 * time.Hour)
+	next := s.mustRenew(cert)
+	use(s.Head, next)
+	s.revoke(RevokeRequest{IDs: []string{"n0", "n1"}})
+	s.loseStore()
+	done := s.restore(backup)
+	equal(t, "ended", done.Ended, 3)
+	equal(t, "lost", done.Lost, 1) // n1's is in the backup
+	equal(t, "state of n1", s.record("n1").state(s.clock.now()), StateRevoked)
+	if !onCRL(s, next) {
+		t.Error("n0's is no more on the CRL")
+	}
+}
+
+// TestRestoreAfterRevokeAll: that a CA ended says nothing of its nodes: each comes back with its key (I3).
+func TestRestoreAfterRevokeAll(t *testing.T) {
+	for name, late := range map[string]bool{"of before": false, "of after": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			k, _ := s.enrolled("n0")
+			revoked, _ := s.enrolled("n1")
+			s.revoke(RevokeRequest{IDs: []string{"n1"}})
+			s.clock.move(time.Hour)
+			backup := s.backup()
+			s.rotate(RotateRequest{RevokeAll: true})
+			if late {
+				backup = s.backup()
+			}
+			check := func() {
+				t.Helper()
+				item, err := s.store.Get(t.Context(), prefixSlot+"n0")
+				s.must(err)
+				n0, err := s.readSlot(item)
+				s.must(err)
+				equal(t, "state of n0", n0.state(s.clock.now()), StateExpired)
+				equal(t, "use", use(s.Head, certificate(t, s.enrol(k, "n0").Cert)), "")
+				equal(t, "state of n1", s.record("n1").state(s.clock.now()), StateRevoked)
+				refusedWith(t, s.post(wire.PathEnroll, s.answered(revoked, "n1")), wire.Revoked)
+			}
+			s.restore(backup)
+			check()
+			_, err := Settle(t.Context(), s.dir, s.store, nil, map[string]string{}, s.clock.now())
+			s.must(err)
+			s.restart()
+			equal(t, "state of n0 after --accept", s.record("n0").state(s.clock.now()), StateActive)
+		})
+	}
+}
+
+// TestAcceptBeforeNodesAreBack: nor does restore --accept right after it.
+func TestAcceptBeforeNodesAreBack(t *testing.T) {
+	s := newSite(t)
+	k, _ := s.enrolled("n0")
+	s.rotate(RotateRequest{RevokeAll: true})
+	done, err := Settle(t.Context(), s.dir, s.store, nil, map[string]string{}, s.clock.now())
+	s.must(err)
+	s.must(done.Witness(s.dir))
+	s.restart()
+	s.enrol(k, "n0")
+}
+
+// TestAcceptDamaged: one damaged record does not keep the others from being settled.
+func TestAcceptDamaged(t *testing.T) {
+	for _, damaged := range []string{prefixSlot + "n1", prefixCRL, keyEpoch, prefixEnded, prefixBarred} {
+		t.Run(damaged, func(t *testing.T) {
+			s := newSite(t)
+			s.enable("n0")
+			_, cert := s.enrolled("n1")
+			revoked, gone := s.enrolled("n2")
+			s.revoke(RevokeRequest{IDs: []string{"n2"}})
+			switch damaged {
+			case prefixCRL:
+				damaged += s.ca().id()
+			case prefixEnded:
+				damaged += serialHex(gone.SerialNumber)
+			case prefixBarred:
+				damaged += revoked.hash()
+			}
+			number := s.crlView().Number
+			f := &failing{Store: s.store, damaged: damaged}
+			done, err := Settle(t.Context(), s.dir, f, nil, map[string]string{}, s.clock.now())
+			s.must(err)
+			equal(t, "closed", fold(done.Closed), "n0")
+			want := ""
+			if damaged == prefixSlot+"n1" {
+				want = "n1"
+			}
+			equal(t, "unread", fold(done.Unread), want)
+			equal(t, "epoch", done.Epoch, s.generation.Epoch+1)
+			s.must(done.Witness(s.dir))
+			s.restart()
+			s.signs("")
+			equal(t, "use", use(s.Head, cert), "")
+			if now := s.crlView(); now.Number <= number || !onCRL(s, gone) {
+				t.Errorf("CRL %+v after %d", now, number)
+			}
+		})
+	}
+}
