@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,7 +53,7 @@ func TestAnswer(t *testing.T) {
 		"store closed":     func(s *site) { s.must(s.Head.store.Close()) },
 		"no certificate":   func(s *site) { s.server.Store(nil) },
 		"clock back":       func(s *site) { s.floor.Store(1 << 40) },
-		"full":             func(s *site) { s.limits.Total = 0 },
+		"full":             func(s *site) { s.gate.limits.Total = 0 },
 		"all at work":      func(s *site) { s.working = nil },
 		"no store at once": func(s *site) { s.Head.store = hung{s.Head.store} },
 	} {
@@ -106,10 +107,10 @@ func TestAnswerOfNobody(t *testing.T) {
 	}
 }
 
-// TestSeveralAddresses: one gate counts the connections of all addresses for nodes.
+// TestSeveralAddresses: one gate counts the connections of all listeners, since they share descriptors (I10).
 func TestSeveralAddresses(t *testing.T) {
 	s, on := newSite(t), listening(t)
-	s.limits.PerAddress = 2
+	s.gate.limits.PerAddress = 2
 	s.serveOn(t, on)
 	dial := func(i int) error {
 		c, err := tls.Dial("tcp", on.Node[i].Addr().String(), &tls.Config{InsecureSkipVerify: true})
@@ -128,5 +129,19 @@ func TestSeveralAddresses(t *testing.T) {
 		if err := dial(i); (err == nil) != open {
 			t.Errorf("after the reload, connection %d: %v", i, err)
 		}
+	}
+	health := func() error {
+		r, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + on.Public[0].Addr().String() + "/healthz")
+		if err == nil {
+			r.Body.Close()
+		}
+		return err
+	}
+	if health() == nil {
+		t.Error("the public listener has room of its own")
+	}
+	s.Reload(Limits{PerAddress: 4})
+	if err := health(); err != nil {
+		t.Errorf("control: %v", err)
 	}
 }

@@ -161,7 +161,7 @@ func (d *door) admitted(c net.Conn) bool { return tls.Client(c, d.tls(nil, nil))
 
 func TestConnectionLimits(t *testing.T) {
 	s := newSite(t)
-	s.limits.PerAddress, s.limits.Total = 3, 5
+	s.gate.limits.PerAddress, s.gate.limits.Total = 3, 5
 	d := s.serve(t)
 	var first net.Conn
 	for i, from := range []string{"127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.3"} {
@@ -189,7 +189,7 @@ func TestConnectionLimits(t *testing.T) {
 
 func TestLimitOfOneAddress(t *testing.T) {
 	s := newSite(t)
-	s.limits.PerAddress, s.limits.Total = 2, 5
+	s.gate.limits.PerAddress, s.gate.limits.Total = 2, 5
 	d := s.serve(t)
 	for i := range 3 {
 		if got := d.admitted(loopback(t, "127.0.0.1", d.addr)); got != (i < 2) {
@@ -321,7 +321,7 @@ func TestLongHeaders(t *testing.T) {
 func TestOverload(t *testing.T) {
 	s, k := newSite(t), aChip(t).nodeKey()
 	s.enable("n0")
-	s.limits.Queue = time.Nanosecond
+	s.queue = time.Nanosecond
 	for range cap(s.working) {
 		s.working <- struct{}{}
 	}

@@ -201,7 +201,7 @@ func TestAcceptDamaged(t *testing.T) {
 				want = "n1"
 			}
 			equal(t, "unread", fold(done.Unread), want)
-			equal(t, "epoch", done.Epoch, s.generation.Epoch+1)
+			equal(t, "epoch", done.Epoch, s.epoch.Load()+1)
 			s.must(done.Witness(s.dir))
 			s.restart()
 			s.signs("")

@@ -237,7 +237,7 @@ func (h *Head) maySign(now time.Time) *refusal {
 	if h.setBack != nil {
 		return h.setBack
 	}
-	if err := h.book.failed(); err != nil {
+	if err := h.book.Load().failed(); err != nil {
 		return refuse(wire.Busy, whyStore, "%v", err)
 	}
 	floor := time.Unix(h.floor.Load(), 0).UTC()

@@ -75,9 +75,8 @@ type Head struct {
 	log        *slog.Logger
 	inTime     func() bool // whether something disciplines the clock; see inSync
 
-	limiting sync.Mutex // PerAddress and Total, and gates
-	limits   Limits
-	gates    []*gate // of the listeners
+	queue time.Duration // see Limits
+	gate  *gate         // of all listeners but the admin's
 
 	cluster    cluster                  // but for its hosts, which change
 	hosts      atomic.Pointer[[]string] // names and addresses in the heads' certificates
@@ -105,9 +104,9 @@ type Head struct {
 	writable   probe
 	timed      probe // what inTime said
 
-	generation generation
-	book       *witnessBook // nil until there is one
-	setBack    *refusal     // why the store may not be signed from; nil if it may
+	epoch   atomic.Uint64               // of the store, see generation
+	book    atomic.Pointer[witnessBook] // nil until there is one
+	setBack *refusal                    // why the store may not be signed from; nil if it may
 }
 
 // Open loads what `muster init` made, and refuses to make any of it: ErrNotInitialised. Where it fails
@@ -115,7 +114,7 @@ type Head struct {
 func Open(ctx context.Context, cfg Config) (*Head, error) {
 	h := &Head{
 		dir: cfg.Dir, passphrase: cfg.Passphrase,
-		now: cfg.Now, elapsed: cfg.Elapsed, inTime: cfg.Synchronised, log: cfg.Log, limits: cfg.Limits.orDefault(),
+		now: cfg.Now, elapsed: cfg.Elapsed, inTime: cfg.Synchronised, log: cfg.Log,
 		crlAsked:  make(chan struct{}, 1),
 		answers:   ocspAnswers{of: map[certID]*ocspAnswer{}},
 		working:   make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
@@ -125,6 +124,8 @@ func Open(ctx context.Context, cfg Config) (*Head, error) {
 		passwords: &passwordLimit{},
 		renewals:  &tally{},
 	}
+	limits := cfg.Limits.orDefault()
+	h.gate, h.queue = newGate(limits), limits.Queue
 	if h.now == nil {
 		h.now = time.Now
 	}
@@ -376,7 +377,7 @@ func (h *Head) admit(ctx context.Context) (done func(), no *refusal) {
 		return func() { <-h.working }, nil
 	default:
 	}
-	wait := time.NewTimer(h.limits.Queue)
+	wait := time.NewTimer(h.queue)
 	defer wait.Stop()
 	select {
 	case h.working <- struct{}{}:

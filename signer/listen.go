@@ -19,7 +19,7 @@ import (
 // Limits bound what peers that have proved nothing can cost (I10). Zero fields mean the default.
 type Limits struct {
 	PerAddress int           // connections from one address; default 256. An IPv6 /64 may have half of Total
-	Total      int           // connections in all; default 8192
+	Total      int           // connections in all, of all listeners together; default 8192
 	Queue      time.Duration // how long a request may wait for a processor before it is told busy; default 5 s
 }
 
@@ -114,30 +114,20 @@ func (h *Head) Serve(ctx context.Context, on Listeners) error {
 // Reload takes other limits for connections, from the next one on, and tries at once what is due, and a CRL,
 // which waits for crlPause where there was one just now.
 func (h *Head) Reload(limits Limits) {
-	limits = limits.orDefault()
-	h.limiting.Lock()
-	h.limits.PerAddress, h.limits.Total = limits.PerAddress, limits.Total
-	for _, g := range h.gates {
-		g.limit(h.limits)
-	}
-	h.limiting.Unlock()
+	h.gate.limit(limits.orDefault())
 	h.crlDue()
 }
 
-// limited puts one gate before listeners.
+// limited puts the head's gate before listeners.
 func (h *Head) limited(listeners []net.Listener) []net.Listener {
-	h.limiting.Lock()
-	defer h.limiting.Unlock()
-	g := newGate(h.limits)
-	h.gates = append(h.gates, g)
 	var through []net.Listener
 	for _, l := range listeners {
-		through = append(through, &limited{l, g})
+		through = append(through, &limited{l, h.gate})
 	}
 	return through
 }
 
-// gate counts connections, of one listener or several.
+// gate counts connections, of all listeners together: they share the descriptors of one process.
 type gate struct {
 	mu     sync.Mutex
 	limits Limits

@@ -570,6 +570,7 @@ type evidence struct {
 func whatWasSeen(ctx context.Context, dir string, cas caRecord, current store.Reader) (*evidence, error) {
 	seen := &evidence{ended: map[string]ended{}, crls: map[string]crlRecord{}, barred: map[string][]byte{}}
 	if book, err := openWitness(dir); err == nil {
+		book.file.Close()
 		seen.epoch, seen.number, seen.last = book.last.Epoch, book.last.CRL.Number, book.last.CRL.ThisUpdate
 	}
 	for _, m := range cas.Members {

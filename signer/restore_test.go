@@ -205,7 +205,7 @@ func TestRestoreOneGrantOneKey(t *testing.T) {
 	answer := s.answered(c.nodeKey(), "n0") // made before
 	done := s.restore(backup)
 	equal(t, "closed", fold(done.Closed), "n[0-1]")
-	equal(t, "epoch", s.generation.Epoch, done.Epoch)
+	equal(t, "epoch", s.epoch.Load(), done.Epoch)
 	refusedWith(t, s.post(wire.PathEnroll, answer), wire.StaleChallenge)
 	for _, other := range []enroller{c.nodeKey(), aChip(t).nodeKey(), k} {
 		refusedWith(t, s.post(wire.PathChallenge, other.ChallengeRequest("n0")), wire.NotEnabled)
@@ -312,7 +312,7 @@ func TestRestoreCutShort(t *testing.T) {
 	s.must(err)
 	s.restart()
 	s.signs("")
-	equal(t, "epoch", s.generation.Epoch, done.Epoch)
+	equal(t, "epoch", s.epoch.Load(), done.Epoch)
 	refusedWith(t, s.post(wire.PathChallenge, aChip(t).nodeKey().ChallengeRequest("n0")), wire.NotEnabled)
 	s.swap(open)
 	s.signs(whyRollback)

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -80,41 +81,64 @@ var (
 	errNoWitness     = errors.New("there is no " + witnessFile)
 	errFalseWitness  = errors.New(witnessFile + " is not what was written there")
 	errWitnessFailed = errors.New("the witness cannot be written")
+	errWitnessGone   = errors.New(witnessFile + " was taken away, or another is in its place")
 )
 
-// witnessBook writes the witness of one head.
+// witnessBook writes the witness of one head. It holds the file open, so that strangers who take all descriptors
+// stop no signature.
 type witnessBook struct {
 	path string
 	key  []byte
 
 	mu    sync.Mutex
-	last  mark
-	slot  int64 // the one that is written to; what the other holds is on the disk
+	file  *os.File
+	id    fs.FileInfo // which file that is
+	last  mark        // to be written, or written
+	slot  int64       // the one that is written to; what the other holds is on the disk
 	dirty bool
-	err   error // of a write that failed; there are no more
+	err   error // why last is not written. All but errWitnessGone is tried again by the second
 }
 
-// openWitness reads the witness of a state directory: errNoWitness, errFalseWitness.
+// openWitness reads the witness of a state directory: errNoWitness, errFalseWitness. What it has read is durable.
 func openWitness(dir string) (*witnessBook, error) {
 	b := &witnessBook{path: filepath.Join(dir, witnessFile)}
 	var err error
 	if b.key, err = os.ReadFile(filepath.Join(dir, witnessKeyFile)); err != nil {
 		return nil, absence(err)
 	}
-	whole, err := os.ReadFile(b.path)
-	if err != nil {
+	if err := b.open(); err != nil {
 		return nil, absence(err)
+	}
+	whole := make([]byte, 2*witnessSlot)
+	n, err := b.file.ReadAt(whole, 0)
+	if err == nil || errors.Is(err, io.EOF) {
+		err = unix.Fdatasync(int(b.file.Fd()))
 	}
 	found := false
 	for slot := range int64(2) {
-		if m, err := b.parse(whole, slot); err == nil && (!found || m.after(b.last)) {
+		if m, err := b.parse(whole[:n], slot); err == nil && (!found || m.after(b.last)) {
 			b.last, b.slot, found = m, 1-slot, true
 		}
 	}
-	if !found {
-		return nil, errFalseWitness
+	if err == nil && !found {
+		err = errFalseWitness
+	}
+	if err != nil {
+		b.file.Close()
+		return nil, err
 	}
 	return b, nil
+}
+
+// open takes the file that lies there for the one to write.
+func (b *witnessBook) open() (err error) {
+	if b.file, err = os.OpenFile(b.path, os.O_RDWR, 0); err != nil {
+		return err
+	}
+	if b.id, err = b.file.Stat(); err != nil {
+		b.file.Close()
+	}
+	return err
 }
 
 func absence(err error) error {
@@ -126,7 +150,7 @@ func absence(err error) error {
 
 // writeWitness replaces the witness, durably, and makes its key where there is none.
 func writeWitness(dir string, m mark) (*witnessBook, error) {
-	b := &witnessBook{path: filepath.Join(dir, witnessFile), last: m, slot: 1}
+	b := &witnessBook{path: filepath.Join(dir, witnessFile), last: m}
 	b.last.Schema = markSchema
 	keyPath := filepath.Join(dir, witnessKeyFile)
 	var err error
@@ -138,9 +162,30 @@ func writeWitness(dir string, m mark) (*witnessBook, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.replace(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// replace makes a whole new file with last in it: after a failed write or sync, nobody knows what the old one holds.
+func (b *witnessBook) replace() error {
 	whole := bytes.Repeat([]byte("\n"), 2*witnessSlot)
 	copy(whole, b.line(b.last))
-	return b, durable.WriteFile(b.path, whole, 0o600)
+	err := durable.WriteFile(b.path, whole, 0o600)
+	// Also where that failed: it may have got as far as the new file's name.
+	if id, lost := os.Stat(b.path); lost == nil {
+		b.id = id
+	}
+	if err != nil {
+		return err
+	}
+	b.file.Close() // nil at first, which it takes
+	if err := b.open(); err != nil {
+		return err
+	}
+	b.slot, b.dirty = 1, false
+	return nil
 }
 
 func (b *witnessBook) line(m mark) []byte {
@@ -179,41 +224,49 @@ func (b *witnessBook) note(m mark) error {
 	if m.CRL.Number < b.last.CRL.Number {
 		m.CRL = b.last.CRL
 	}
-	if b.err != nil || !m.after(b.last) {
+	if !m.after(b.last) {
 		return b.err
 	}
-	b.err = b.withFile(func(f *os.File) error {
-		_, err := f.WriteAt(b.line(m), b.slot*witnessSlot)
-		return err
-	})
+	b.last = m // also where it cannot be written now
 	if b.err == nil {
-		b.last, b.dirty = m, true
+		b.err = b.withFile(func() error {
+			_, err := b.file.WriteAt(b.line(m), b.slot*witnessSlot)
+			return err
+		})
+		b.dirty = true
 	}
 	return b.err
 }
 
-// sync makes what was noted durable, and goes on in the other slot.
+// sync makes what was noted durable, and goes on in the other slot; or tries again what failed.
 func (b *witnessBook) sync() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err != nil || !b.dirty {
-		return b.err
-	}
-	b.err = b.withFile(func(f *os.File) error { return unix.Fdatasync(int(f.Fd())) })
-	if b.err == nil {
-		b.dirty, b.slot = false, 1-b.slot
+	switch {
+	case errors.Is(b.err, errWitnessGone):
+	case b.err != nil:
+		b.err = b.withFile(b.replace)
+	case b.dirty:
+		b.err = b.withFile(func() error { return unix.Fdatasync(int(b.file.Fd())) })
+		if b.err == nil {
+			b.dirty, b.slot = false, 1-b.slot
+		}
 	}
 	return b.err
 }
 
-// withFile opens the file each time, so that one that was taken away is missed.
-func (b *witnessBook) withFile(do func(*os.File) error) error {
-	f, err := os.OpenFile(b.path, os.O_RDWR, 0)
-	if err == nil {
-		err = errors.Join(do(f), f.Close())
+// withFile does what it does to the file only if that still is the one in its place: who takes the witness away
+// may be about to put an older store back.
+func (b *witnessBook) withFile(do func() error) error {
+	there, err := os.Stat(b.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, b.id):
+		err = errWitnessGone
+	case err == nil:
+		err = do()
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %v", errWitnessFailed, err)
+		return fmt.Errorf("%w: %w", errWitnessFailed, err)
 	}
 	return nil
 }
@@ -247,12 +300,13 @@ func (w witnessing) Commit(ctx context.Context, tx store.Tx) error {
 // witnessed notes how far the store has come. What is committed stays so whatever becomes of that; but
 // without a witness nothing more is signed.
 func (h *Head) witnessed(ctx context.Context, crl crlRecord) {
-	if h.book == nil || h.setBack != nil {
+	book := h.book.Load()
+	if book == nil || h.setBack != nil {
 		return // a witness must not be led by the store that it speaks against
 	}
 	tail, err := h.store.Tail(context.WithoutCancel(ctx))
 	if err == nil {
-		err = h.book.note(mark{Epoch: h.generation.Epoch, Seq: tail.Seq, Hash: tail.Hash, CRL: crl})
+		err = book.note(mark{Epoch: h.epoch.Load(), Seq: tail.Seq, Hash: tail.Hash, CRL: crl})
 	}
 	h.try("witness not written", err)
 }
@@ -280,7 +334,8 @@ func (h *Head) loadWitness(ctx context.Context) error {
 		h.log.Error("the store is not held by its witness", "event", journal.NotSigning, "reason", string(whyRollback), "err", err)
 		return nil
 	}
-	h.generation, h.book = g, book
+	h.epoch.Store(g.Epoch)
+	h.book.Store(book)
 	return nil
 }
 
@@ -290,7 +345,7 @@ func (h *Head) beginWitness(ctx context.Context) error {
 	if h.setBack != nil {
 		return nil
 	}
-	if h.book == nil {
+	if h.book.Load() == nil {
 		tail, err := h.store.Tail(ctx)
 		if err != nil {
 			return err
@@ -299,15 +354,15 @@ func (h *Head) beginWitness(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		h.book = book
+		h.book.Store(book)
 	}
-	if h.generation.Epoch == 0 {
+	if h.epoch.Load() == 0 {
 		first := generation{Epoch: 1}
 		err := h.store.Commit(ctx, store.Tx{Guards: []store.Guard{{Key: keyEpoch}}, Puts: []store.Put{put(keyEpoch, first)}})
 		if err != nil {
 			return err
 		}
-		h.generation = first
+		h.epoch.Store(first.Epoch)
 	}
 	h.witnessed(ctx, crlRecord{})
 	return nil
@@ -322,11 +377,14 @@ func judge(ctx context.Context, st store.Reader, m mark, g generation, tail stor
 		return fmt.Errorf("the store is of epoch %d, its witness has seen epoch %d", g.Epoch, m.Epoch)
 	case tail.Seq < m.Seq:
 		return fmt.Errorf("the store's journal ends with entry %d, its witness has seen entry %d", tail.Seq, m.Seq)
-	case m.Seq == 0:
+	case m.Seq == 0 || tail.Seq == m.Seq && tail.Hash == m.Hash: // the entry itself may be damaged
 		return nil
 	}
 	for e, err := range st.Journal(ctx, m.Seq) {
-		if err == nil && e.Hash != m.Hash { // one that is damaged is reported as such
+		if err != nil {
+			return fmt.Errorf("entry %d of the store's journal, which its witness has seen, cannot be read: %v", m.Seq, err)
+		}
+		if e.Hash != m.Hash {
 			return fmt.Errorf("entry %d of the store's journal is not the one that its witness has seen", m.Seq)
 		}
 		break
@@ -336,21 +394,37 @@ func judge(ctx context.Context, st store.Reader, m mark, g generation, tail stor
 
 // keepWitness makes the witness durable by the second, until ctx ends.
 func (h *Head) keepWitness(ctx context.Context) error {
-	if h.book == nil {
-		return nil
-	}
 	tick := time.NewTicker(witnessSync)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			h.try("witness not synced", h.book.sync())
+			h.tendWitness(context.WithoutCancel(ctx))
 			return nil
 		case <-tick.C:
-			if h.book.failed() == nil {
-				h.try("witness not synced", h.book.sync())
-			}
+			h.tendWitness(ctx)
 		}
+	}
+}
+
+// tendWitness syncs the witness, or makes good what failed: a disk may have been full for a moment.
+func (h *Head) tendWitness(ctx context.Context) {
+	if h.setBack != nil {
+		return
+	}
+	book, begun := h.book.Load(), h.epoch.Load() != 0
+	was, err := book.failed(), error(nil)
+	if book == nil || !begun {
+		err = h.beginWitness(ctx)
+	} else {
+		err = book.sync()
+	}
+	switch {
+	case was == nil && begun:
+		h.try("witness not synced", err)
+	case err == nil:
+		h.log.Info("the witness is written again", "event", journal.Upkeep)
+		h.crlDue() // and what else waits for a signature
 	}
 }
 

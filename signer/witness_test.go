@@ -3,6 +3,8 @@ package signer
 import (
 	"context"
 	"crypto"
+	"errors"
+	"iter"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ocsp"
+	"golang.org/x/sys/unix"
 
 	"muster/internal/wire"
 	"muster/signer/store"
@@ -100,13 +103,13 @@ func TestWitnessLags(t *testing.T) {
 // TestWitnessSurvivesATornWrite: between two syncs one slot alone is written to.
 func TestWitnessSurvivesATornWrite(t *testing.T) {
 	s := newSite(t)
-	s.must(s.book.sync())
-	synced := s.book.last
+	s.must(s.book.Load().sync())
+	synced := s.book.Load().last
 	for i := range 5 {
 		durable := s.file(witnessFile)
 		s.enable("n0", func(r *EnableRequest) { r.For += time.Duration(i+1) * time.Minute })
 		now := s.file(witnessFile)
-		at := s.book.slot * witnessSlot
+		at := s.book.Load().slot * witnessSlot
 		for _, torn := range []int64{0, 1, 100, 300} { // so much of the new line has reached the disk
 			b := append([]byte(nil), durable...)
 			copy(b[at:at+torn], now[at:at+torn])
@@ -118,8 +121,8 @@ func TestWitnessSurvivesATornWrite(t *testing.T) {
 		}
 		s.write(witnessFile, now)
 		if i%2 == 1 {
-			s.must(s.book.sync())
-			synced = s.book.last
+			s.must(s.book.Load().sync())
+			synced = s.book.Load().last
 		}
 	}
 }
@@ -134,7 +137,7 @@ func TestStoreOfNoWitness(t *testing.T) {
 	s.without(witnessKeyFile)
 	s.swap(old)
 	s.signs("")
-	equal(t, "epoch", s.generation.Epoch, 1)
+	equal(t, "epoch", s.epoch.Load(), uint64(1))
 	t.Run("cut short after the key", func(*testing.T) {
 		s.without(witnessFile)
 		s.swap(old)
@@ -189,6 +192,117 @@ func TestWitnessCannotBeWritten(t *testing.T) {
 	equal(t, "certificates", s.issues(), 0)
 }
 
+// TestWitnessNeedsNoDescriptor: strangers who take all of them stop no signature (I8, I10).
+func TestWitnessNeedsNoDescriptor(t *testing.T) {
+	s := newSite(t)
+	var was unix.Rlimit
+	s.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	f, err := os.Open(os.DevNull)
+	s.must(err)
+	low := unix.Rlimit{Cur: uint64(f.Fd()), Max: was.Max}
+	s.must(f.Close())
+	s.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	_, full := os.Open(os.DevNull)
+	err = s.tryEnable("n0")
+	s.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	s.must(err)
+	if !errors.Is(full, unix.EMFILE) {
+		t.Fatalf("descriptors were left: %v", full)
+	}
+	s.signs("")
+	equal(t, "witnessed", s.book.Load().last.Seq, s.tail().Seq)
+}
+
+func (s *site) tail() store.Chain {
+	s.t.Helper()
+	tail, err := s.store.Tail(context.Background())
+	s.must(err)
+	return tail
+}
+
+// TestWitnessIsTriedAgain: what a disk refused for a moment is made good with a whole new file, and signing goes on.
+func TestWitnessIsTriedAgain(t *testing.T) {
+	for name, fail := range map[string]func(*site){
+		"write": func(s *site) { s.enable("n0") },
+		"sync":  func(s *site) { s.Head.tendWitness(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.enable("n2")
+			s.must(s.book.Load().file.Close()) // any error will do
+			fail(s)
+			s.signs(whyStore)
+			s.enable("n1") // is on record, and the witness is to know of it
+			s.tendWitness(t.Context())
+			s.signs("")
+			book, err := openWitness(s.dir)
+			s.must(err)
+			equal(t, "witnessed", book.last.Seq, s.tail().Seq)
+			s.enable("n3")
+			s.must(s.book.Load().sync())
+			s.restart()
+			s.signs("")
+		})
+	}
+}
+
+// TestWitnessGoneStaysGone: who takes the witness away may put an older one there, and an older store.
+func TestWitnessGoneStaysGone(t *testing.T) {
+	for name, away := range map[string]func(*site){
+		"removed":  func(s *site) { s.without(witnessFile) },
+		"replaced": func(s *site) { s.must(os.Rename(s.dir+"/older", filepath.Join(s.dir, witnessFile))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("older", s.file(witnessFile))
+			away(s)
+			s.enable("n0")
+			s.signs(whyStore)
+			s.tendWitness(t.Context())
+			s.signs(whyStore)
+		})
+	}
+}
+
+// TestWitnessEntryUnreadable: an entry that was seen and cannot be read any more says nothing for the store, unless
+// the journal ends with it.
+func TestWitnessEntryUnreadable(t *testing.T) {
+	s := newSite(t)
+	s.enable("n[0-1]")
+	at := s.tail()
+	m := mark{Epoch: 1, Seq: at.Seq, Hash: at.Hash}
+	check := func(m mark, tail store.Chain) error {
+		return judge(t.Context(), unreadable{s.store}, m, generation{1}, tail)
+	}
+	if err := check(m, at); err != nil {
+		t.Errorf("the journal's end: %v", err)
+	}
+	s.enable("n2")
+	if err := check(m, s.tail()); err == nil {
+		t.Error("an entry in the journal: no refusal")
+	}
+	if err := judge(t.Context(), s.store, m, generation{1}, s.tail()); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	m.Seq = s.tail().Seq
+	if err := check(m, s.tail()); err == nil {
+		t.Error("another end: no refusal")
+	}
+}
+
+// unreadable is a store with a damaged journal.
+type unreadable struct{ store.Store }
+
+func (u unreadable) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry, error] {
+	return func(yield func(store.Entry, error) bool) {
+		for e := range u.Store.Journal(ctx, from) {
+			if !yield(store.Entry{Seq: e.Seq}, store.ErrDamaged) {
+				return
+			}
+		}
+	}
+}
+
 // TestNoFirstWitness: without one nothing is signed.
 func TestNoFirstWitness(t *testing.T) {
 	s := siteBefore(t)
@@ -196,7 +310,10 @@ func TestNoFirstWitness(t *testing.T) {
 	s.open()
 	s.signs(whyStore)
 	s.without(witnessFile)
-	s.open()
+	s.tendWitness(t.Context()) // by the second
+	s.signs("")
+	equal(t, "epoch", s.epoch.Load(), uint64(1))
+	s.restart()
 	s.signs("")
 }
 
