@@ -202,6 +202,14 @@ func (h *Head) endedEntries(ctx context.Context, ca *authority, now time.Time) (
 			list(strings.TrimPrefix(item.Key, prefixCert), all.At, all.Reason)
 		}
 	}
+	for l, err := range h.lostOnes(ctx) {
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return nil, err
+		}
+		if err != nil || ca.issued(l.cert) && !now.After(l.cert.NotAfter.Add(keptFor)) {
+			list(strings.TrimPrefix(l.item.Key, prefixUnknown), all.At, all.Reason)
+		}
+	}
 	return entries, nil
 }
 

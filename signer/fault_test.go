@@ -67,3 +67,14 @@ func puts(tx store.Tx, prefix string) bool {
 	}
 	return false
 }
+
+// listings is a store that counts them.
+type listings struct {
+	store.Store
+	n int
+}
+
+func (c *listings) List(ctx context.Context, prefix string) iter.Seq2[store.Item, error] {
+	c.n++
+	return c.Store.List(ctx, prefix)
+}

@@ -101,6 +101,7 @@ type Head struct {
 	passwords  *passwordLimit
 	renewals   *tally // of EST clients
 	makers     *ekroots.Dir
+	full       fullness // of the quarantine
 	writable   probe
 	timed      probe // what inTime said
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
+	"sync/atomic"
 	"time"
 
 	"muster/internal/journal"
@@ -26,7 +28,8 @@ type unknown struct {
 // signature is checked before anything is written (I10).
 func (h *Head) quarantine(ctx context.Context, cert *x509.Certificate, who *peer, now time.Time) {
 	ca := h.issuerOf(cert)
-	if ca == nil || now.After(cert.NotAfter) || len(cert.URIs) != 1 || cert.URIs[0].String() != h.spiffe("node", cert.Subject.CommonName).String() {
+	// Whoever has the key of a burnt CA can make any number of them.
+	if ca == nil || ca.role == roleBurnt || h.full.lately(now) || now.After(cert.NotAfter) || len(cert.URIs) != 1 || cert.URIs[0].String() != h.spiffe("node", cert.Subject.CommonName).String() {
 		return
 	}
 	serial := serialHex(cert.SerialNumber)
@@ -44,7 +47,11 @@ func (h *Head) quarantine(ctx context.Context, cert *x509.Certificate, who *peer
 	}
 	forged := cert.CheckSignatureFrom(ca.cert)
 	done()
-	if forged != nil || h.countUnknown(ctx) >= maxUnknown {
+	if forged != nil {
+		return
+	}
+	if h.countUnknown(ctx) >= maxUnknown {
+		h.full.at.Store(now.Unix())
 		return
 	}
 	fields := map[string]string{"serial": serial, "addr": who.addr}
@@ -60,14 +67,28 @@ func (h *Head) quarantine(ctx context.Context, cert *x509.Certificate, who *peer
 	h.log.Warn("a certificate of this CA is not on record", "node", cert.Subject.CommonName, "serial", serial, "addr", who.addr)
 }
 
+// fullness is when the quarantine was found to be full. Counting is not cheap, and what it refuses comes again and
+// again.
+type fullness struct{ at atomic.Int64 } // Unix seconds
+
+func (f *fullness) lately(now time.Time) bool {
+	since := now.Unix() - f.at.Load()
+	return since >= 0 && since < 60
+}
+
 // issuerOf is the CA that a certificate says it is of; nil: none of ours.
 func (h *Head) issuerOf(cert *x509.Certificate) *authority {
-	for _, ca := range h.ring.Load().all() {
-		if bytes.Equal(cert.RawIssuer, ca.cert.RawSubject) {
+	for _, ca := range h.ring.Load().members {
+		if !ca.gone && ca.issued(cert) {
 			return ca
 		}
 	}
 	return nil
+}
+
+// issued says whether a certificate says that a signed it.
+func (a *authority) issued(cert *x509.Certificate) bool {
+	return bytes.Equal(cert.RawIssuer, a.cert.RawSubject)
 }
 
 func (h *Head) countUnknown(ctx context.Context) (n int) {
@@ -84,25 +105,20 @@ func (h *Head) listUnknown(ctx context.Context, req ListRequest, out *stream) (a
 		return nil, err
 	}
 	var done Listed
-	for item, err := range h.store.List(ctx, prefixUnknown) {
+	for l, err := range h.lostOnes(ctx) {
+		if errors.Is(err, store.ErrDamaged) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		u, err := parse[unknown](item)
-		if err != nil {
-			return nil, err
-		}
-		cert, err := x509.ParseCertificate(u.DER)
-		if err != nil {
-			return nil, err
-		}
-		if !wanted(u.Node) {
+		if !wanted(l.node) {
 			continue
 		}
 		done.Count++
 		view := NodeView{
-			Node: u.Node, State: StateUnknown, Serial: item.Key[len(prefixUnknown):],
-			Issued: cert.NotBefore.Add(backdate), Expires: cert.NotAfter,
+			Node: l.node, State: StateUnknown, Serial: l.serial(),
+			Issued: l.cert.NotBefore.Add(backdate), Expires: l.cert.NotAfter,
 		}
 		if err := out.item(view); err != nil {
 			return nil, err

@@ -30,6 +30,9 @@ func (h *Head) adminRemove(ctx context.Context, req RemoveRequest, out *stream) 
 	if err != nil {
 		return nil, err
 	}
+	if err := h.endLostOf(ctx, names, now, cessationOfOperation); err != nil {
+		return nil, err
+	}
 	done, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		if err := past.barSince(ctx, h, item, now, by); err != nil {
 			return edit{}, err

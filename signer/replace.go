@@ -63,6 +63,9 @@ func (h *Head) adminReplace(ctx context.Context, req ReplaceRequest, out *stream
 	if err != nil {
 		return nil, err
 	}
+	if err := h.endLostOf(ctx, []string{name}, now, why); err != nil {
+		return nil, err
+	}
 	var until time.Time
 	done, err := h.changeOne(ctx, name, func(item store.Item) (edit, error) {
 		if err := past.barSince(ctx, h, item, now, byWhom(ctx)); err != nil {

@@ -61,6 +61,9 @@ func (h *Head) adminRevoke(ctx context.Context, req RevokeRequest, out *stream) 
 		return nil, err
 	}
 	now := h.now()
+	if err := h.endLostOf(ctx, names, now, why); err != nil {
+		return nil, err
+	}
 	done, err := h.change(ctx, names, out, func(item store.Item) (edit, error) {
 		s, err := parse[slot](item)
 		if err != nil {
@@ -109,12 +112,30 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	if err != nil {
 		return nil, err
 	}
+	now := h.now()
+	if req.DryRun {
+		item, err := h.store.Get(ctx, prefixUnknown+serial)
+		if err != nil {
+			return nil, err
+		}
+		if item.Revision != 0 {
+			l, err := readLost(item)
+			if err != nil {
+				return nil, err
+			}
+			return &Changed{Schema: changedSchema, Nodes: l.node, Count: 1, Serial: serial}, nil
+		}
+	}
+	found, err := h.findLost(ctx, serial, now, why)
+	if err != nil {
+		return nil, err
+	}
 	item, err := h.store.Get(ctx, prefixCert+serial)
 	if err != nil {
 		return nil, err
 	}
 	if item.Revision == 0 {
-		return nil, adminError(KindNone, "muster certs list -o wide", "no certificate %s is on record", serial)
+		return nil, adminError(KindNone, "muster certs list -o wide; or: muster certs list --state unknown", "no certificate %s is on record", serial)
 	}
 	c, err := parse[certRecord](item)
 	if err != nil {
@@ -125,7 +146,11 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	if err != nil {
 		return nil, err
 	}
-	now := h.now()
+	gone, err := h.store.Get(ctx, prefixEnded+serial)
+	if err != nil && !errors.Is(err, store.ErrDamaged) { // one that is damaged is on the CRL
+		return nil, err
+	}
+	known := err != nil || gone.Revision != 0
 	var done *Changed
 	var alone, keeps string // of a node that is not revoked with it
 	slotItem, err := h.store.Get(ctx, prefixSlot+c.Name)
@@ -139,6 +164,10 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 				return edit{}, err
 			}
 			e := s.revokeSerial(serial, bar, now, why, byWhom(ctx))
+			if ends := prefixEnded + serial; !known && !slices.ContainsFunc(e.tx.Puts, func(p store.Put) bool { return p.Key == ends }) {
+				e.what = revoked // the slot names another, and this one was good for who looks at dates alone
+				e.tx.Puts = append(e.tx.Puts, put(ends, ended{CA: c.CA, At: now.UTC(), Reason: why, NotAfter: c.NotAfter}))
+			}
 			alone, keeps = "", ""
 			if !e.slot.Revoked {
 				alone = serial
@@ -162,6 +191,9 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 	if err != nil {
 		return nil, err
 	}
+	if found {
+		done.Revoked, done.Unchanged = c.Name, ""
+	}
 	if alone != "" { // nobody is revoked
 		done.Serial, done.Keeps = alone, keeps
 		done.Altered, done.Revoked = done.Revoked, ""
@@ -173,6 +205,24 @@ func (h *Head) revokeSerial(ctx context.Context, req RevokeRequest, why crlReaso
 		err = h.renewServer(ctx)
 	}
 	return done, errors.Join(err, h.listRevoked(ctx))
+}
+
+// findLost ends a certificate that the quarantine alone knows, and says whether it did. Whether its key is barred is
+// for its node's record to say, where there is one.
+func (h *Head) findLost(ctx context.Context, serial string, now time.Time, why crlReason) (bool, error) {
+	item, err := h.store.Get(ctx, prefixUnknown+serial)
+	if err != nil || item.Revision == 0 {
+		return false, err
+	}
+	l, err := readLost(item)
+	if err != nil {
+		return false, err
+	}
+	named, err := h.store.Get(ctx, prefixSlot+l.node)
+	if err != nil {
+		return false, err
+	}
+	return true, h.endLost(ctx, l, named.Revision == 0, now, why)
 }
 
 // revokeSerial ends the certificate that the node's newest replaces, or all of the node; of one that has ended
@@ -241,8 +291,8 @@ func (h *Head) listRevoked(ctx context.Context) error {
 	return adminError(KindPartly, hint, "revoked, and every head refuses it; but the CRL is not signed, or not in its files: %v", err)
 }
 
-// prune removes the records of certificates that are long over, of their ends, and of the keys that no certificate on
-// record is for any more. What cannot be read stays.
+// prune removes the records of certificates that are long over, lost ones too, of their ends, and of the keys that no
+// certificate on record is for any more. What cannot be read stays.
 func (h *Head) prune(ctx context.Context, now time.Time) error {
 	over := func(prefix string, notAfter func(store.Item) (time.Time, error)) (keys []string, err error) {
 		for item, err := range h.store.List(ctx, prefix) {
@@ -275,7 +325,17 @@ func (h *Head) prune(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	for chunk := range slices.Chunk(append(certs, ends...), store.MaxOps) {
+	lostOnes, err := over(prefixUnknown, func(item store.Item) (time.Time, error) {
+		l, err := readLost(item)
+		if err != nil {
+			return time.Time{}, err
+		}
+		return l.cert.NotAfter, nil
+	})
+	if err != nil {
+		return err
+	}
+	for chunk := range slices.Chunk(slices.Concat(certs, ends, lostOnes), store.MaxOps) {
 		if err := h.store.Commit(ctx, store.Tx{Deletes: chunk}); err != nil {
 			return err
 		}

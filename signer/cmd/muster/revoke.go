@@ -26,8 +26,8 @@ CRL lists them. Their keys are barred for ever. A revoked node gets nothing unti
 with --again, and then only with another key of the TPM that it had; for another TPM see
 muster certs replace.
 
---serial ends one certificate, of whatever class. If it is the one that a node has, the node is
-revoked.`,
+--serial ends one certificate, of whatever class, and one of muster certs list --state unknown too. If
+it is the one that a node has, the node is revoked.`,
 		Example: `  muster certs revoke -i n7 --reason keyCompromise
   muster certs revoke --serial 5d0c2f1e… --yes`,
 		RunE: func(cmd *cobra.Command, args []string) error {
