@@ -91,7 +91,7 @@ func TestRestore(t *testing.T) {
 		"the epoch stays":  {[]change{{"signer/restore.go", `max(g.Epoch, seen.epoch) + 1`, `g.Epoch`}}, "epoch "},
 		"CRLs begin anew": {[]change{
 			{"signer/restore.go", `b.put(put(prefixCRL+id, crl))`, `func(string) error { return nil }(id)`},
-			{"signer/crl.go", `max(last.Number, ca.publishedNumber()) + 1`, `last.Number + 1`},
+			{"signer/crl.go", `max(last.Number, ca.publishedNumber(), h.book.Load().crl().Number) + 1`, `last.Number + 1`},
 		}, "CRL "},
 	} {
 		t.Run("control: "+name, func(t *testing.T) {

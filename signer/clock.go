@@ -77,11 +77,19 @@ func (h *Head) adminClockAccept(ctx context.Context, _ struct{}, _ *stream) (any
 	}
 	for _, ca := range h.ring.Load().all() {
 		item, last, err := h.lastCRL(ctx, ca)
+		guard := []store.Guard{item.Guard()}
+		if err != nil {
+			last, err = h.damagedCRL(ca, err)
+			guard = nil
+		}
+		if errors.Is(err, store.ErrDamaged) {
+			continue // it is not signed any more
+		}
 		if err != nil {
 			return nil, err
 		}
 		if last.ThisUpdate.After(now) {
-			tx.Guards = append(tx.Guards, item.Guard())
+			tx.Guards = append(tx.Guards, guard...)
 			tx.Puts = append(tx.Puts, put(item.Key, crlRecord{last.Number, now}))
 		}
 	}

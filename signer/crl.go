@@ -90,14 +90,18 @@ func (h *Head) lastCRL(ctx context.Context, ca *authority) (store.Item, *crlReco
 	return item, last, err
 }
 
-// damagedCRL goes on from the CRL that is published, where the record of its number cannot be read.
+// damagedCRL goes on from the CRL that is published and from the witness, where the record of its number cannot be
+// read. Without either nobody knows the number, and that CA signs no CRL until a restore.
 func (h *Head) damagedCRL(ca *authority, err error) (*crlRecord, error) {
-	last := ca.crl.list.Load()
-	if !errors.Is(err, store.ErrDamaged) || last == nil {
+	known := h.book.Load().crl()
+	if last := ca.crl.list.Load(); last != nil {
+		known = known.orLater(crlRecord{last.Number.Int64(), last.ThisUpdate})
+	}
+	if !errors.Is(err, store.ErrDamaged) || known.Number == 0 {
 		return nil, err
 	}
-	h.log.Error("the record of the last CRL cannot be read: going on from the one that is published", "event", journal.Upkeep, "ca", ca.id(), "err", err)
-	return &crlRecord{Number: last.Number.Int64(), ThisUpdate: last.ThisUpdate}, nil
+	h.log.Error("the record of the last CRL cannot be read: going on from the one that is published, and the witness", "event", journal.Upkeep, "ca", ca.id(), "err", err)
+	return &known, nil
 }
 
 // signCRL makes the next CRL of a CA, records its number, and only then publishes it. What ended before the
@@ -116,7 +120,7 @@ func (h *Head) signCRL(ctx context.Context, id string, now time.Time) error {
 		}
 		guards = guards[:1]
 	}
-	next := crlRecord{Number: max(last.Number, ca.publishedNumber()) + 1, ThisUpdate: later(now, last.ThisUpdate)}
+	next := crlRecord{Number: max(last.Number, ca.publishedNumber(), h.book.Load().crl().Number) + 1, ThisUpdate: later(now, last.ThisUpdate)}
 	entries, err := h.endedEntries(ctx, ca, now)
 	if err != nil {
 		return err

@@ -108,6 +108,60 @@ func TestCRLNeverGoesBack(t *testing.T) {
 	}
 }
 
+// TestCRLGoesOnFromTheWitness: where record and file are those of an older disk, the number is the witness's. A head
+// that signs CRLs alone makes no entry, so that the store is not seen to be older.
+func TestCRLGoesOnFromTheWitness(t *testing.T) {
+	s := newSite(t)
+	name := "public/" + s.ca().id() + crlSuffix
+	s.must(s.store.Close())
+	db, crl := s.file("store.db"), s.file(name)
+	s.openStore()
+	s.Head.store = witnessing{s.store, s.Head}
+	for range 5 {
+		s.clock.move(time.Hour)
+		s.must(s.signCRLs(t.Context()))
+	}
+	before := s.crlView()
+	s.clock.move(-4 * time.Hour)
+	s.write(name, crl)
+	s.swap(db)
+	s.signs(whyClock)
+	s.clock.move(4 * time.Hour)
+	s.restart()
+	s.signs("")
+	if after := s.crlView(); after.Number <= before.Number || after.ThisUpdate.Before(before.ThisUpdate) {
+		t.Errorf("CRL %+v after %+v", after, before)
+	}
+}
+
+// TestDamagedCRLRecord: where the CRL is lost, too, the witness tells its number; where nothing does, the head goes on
+// without.
+func TestDamagedCRLRecord(t *testing.T) {
+	for name, known := range map[string]bool{"to the witness": true, "to nobody": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			f := s.failing()
+			before := s.crlView()
+			f.damaged = prefixCRL + s.ca().id()
+			s.must(os.Remove(s.crlFile(s.ca())))
+			if !known {
+				m := s.book.Load().last
+				m.CRL = crlRecord{}
+				_, err := writeWitness(s.dir, m)
+				s.must(err)
+			}
+			s.restart()
+			s.signs("")
+			acceptClock(s)
+			list := s.ca().crl.list.Load()
+			equal(t, "a CRL", list != nil, known)
+			if list != nil && list.Number.Int64() <= before.Number {
+				t.Errorf("number %v after %d", list.Number, before.Number)
+			}
+		})
+	}
+}
+
 // TestCRLIsDueWhenACertificateEnds and not otherwise.
 func TestCRLIsDueWhenACertificateEnds(t *testing.T) {
 	s, c := newSite(t), aChip(t)

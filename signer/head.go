@@ -216,8 +216,8 @@ func (h *Head) loadEpochs(context.Context) error {
 	return err
 }
 
-// loadFloor finds the last moment on record: the last entry's, or the CRL's where that is later, as
-// it is when entries were made by a clock that is back. A damaged last entry must not stop the head.
+// loadFloor finds the last moment on record: the last entry's, or the CRL's, which the witness has seen too, where that
+// is later, as it is when entries were made by a clock that is back. A damaged last entry must not stop the head.
 func (h *Head) loadFloor(ctx context.Context) error {
 	h.floor.Store(h.ca().cert.NotBefore.Unix())
 	tail, err := h.store.Tail(ctx)
@@ -236,10 +236,17 @@ func (h *Head) loadFloor(ctx context.Context) error {
 		if err != nil {
 			last, err = h.damagedCRL(ca, err)
 		}
+		if errors.Is(err, store.ErrDamaged) {
+			h.log.Error("nothing tells the number of the last CRL, and so no other is signed", "event", journal.Upkeep, "ca", ca.id(), "err", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		h.signed(last.ThisUpdate)
+	}
+	if h.setBack == nil {
+		h.signed(h.book.Load().crl().ThisUpdate)
 	}
 	return nil
 }

@@ -472,10 +472,10 @@ func (r *Restored) settleSlots(b *batch, seen *evidence, current store.Reader) e
 		if err != nil {
 			return err
 		}
-		changed := s.Grant != nil && !s.Grant.Used
-		if changed {
+		changed := false
+		if s.Grant != nil && !s.Grant.Used {
 			r.Closed = append(r.Closed, s.Node)
-			s.Grant = nil
+			s.Grant, changed = nil, true
 		}
 		changed = seen.endCertificates(s) || changed
 		carried, err := r.carrySlot(b, s, current)

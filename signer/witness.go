@@ -281,6 +281,16 @@ func (b *witnessBook) failed() error {
 	return b.err
 }
 
+// crl is the newest CRL that was witnessed, of whichever CA: zero where there was none.
+func (b *witnessBook) crl() crlRecord {
+	if b == nil {
+		return crlRecord{}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.last.CRL
+}
+
 // witnessing is a store whose commits the witness sees before anybody is told of them.
 type witnessing struct {
 	store.Store
