@@ -27,8 +27,9 @@ type backupLine struct {
 	Header *BackupHeader `json:"header,omitempty"`
 	Key    string        `json:"key,omitempty"`
 	Value  []byte        `json:"value,omitempty"`
-	Entry  []byte        `json:"entry,omitempty"` // store.Entry.Marshal
-	Keys   []byte        `json:"keys,omitempty"`  // age: a tar of ca/
+	Bad    bool          `json:"damaged,omitempty"` // the record under Key could not be read
+	Entry  []byte        `json:"entry,omitempty"`   // store.Entry.Marshal
+	Keys   []byte        `json:"keys,omitempty"`    // age: a tar of ca/
 	End    *backupEnd    `json:"end,omitempty"`
 }
 
@@ -59,9 +60,10 @@ type BackupRequest struct {
 
 // BackupDone ends a backup.
 type BackupDone struct {
-	Records int  `json:"records"`
-	Entries int  `json:"entries"`
-	Keys    bool `json:"keys"`
+	Records int      `json:"records"`
+	Entries int      `json:"entries"`
+	Keys    bool     `json:"keys"`
+	Damaged []string `json:"damaged,omitempty"` // keys of records that could not be read
 }
 
 // adminBackup streams the lines of a backup as items.
@@ -107,7 +109,7 @@ func (h *Head) adminBackup(ctx context.Context, req BackupRequest, out *stream) 
 	}
 	w.end.SHA256 = hex.EncodeToString(w.sum.Sum(nil))
 	w.line(backupLine{End: &w.end})
-	return BackupDone{w.end.Records, w.end.Entries, req.WithKeys}, w.err
+	return BackupDone{w.end.Records, w.end.Entries, req.WithKeys, w.damaged}, w.err
 }
 
 func cannotWrite(err error) bool {
@@ -178,6 +180,8 @@ type backupWriter struct {
 	sum hash.Hash
 	end backupEnd
 	err error
+
+	damaged []string
 }
 
 func (w *backupWriter) line(l backupLine) {
@@ -192,14 +196,19 @@ func (w *backupWriter) line(l backupLine) {
 	w.err = w.out.item(json.RawMessage(b))
 }
 
-// copy sends records and entries. A backup is whole or is none: what is damaged ends it.
+// copy sends records and entries. Of a record that is damaged the backup has the key, and is good for the others; but
+// without the cluster, its CAs or the whole journal there is none.
 func (w *backupWriter) copy(ctx context.Context, view store.View) error {
 	for item, err := range view.List(ctx, "") {
-		if err != nil {
+		bad := errors.Is(err, store.ErrDamaged) && item.Key != "" && item.Key != keyCluster && item.Key != keyCAs
+		if err != nil && !bad {
 			return err
 		}
+		if bad {
+			w.damaged = append(w.damaged, item.Key)
+		}
 		w.end.Records++
-		w.line(backupLine{Key: item.Key, Value: item.Value})
+		w.line(backupLine{Key: item.Key, Value: item.Value, Bad: bad})
 		if w.err != nil {
 			return w.err
 		}

@@ -48,8 +48,14 @@ type Backup struct {
 	Nodes int
 	Open  int // grants that were not used
 	Keys  []byte
-	cas   caRecord
+	// Damaged are the keys of records that could not be read, in the store or in the backup.
+	Damaged []string
+	cas     caRecord
 }
+
+// unreadable is the value of a record that was damaged when it was backed up. It is no JSON and no name, so that the
+// restored head finds it damaged: what could not be read goes on to close a name or bar a key.
+const unreadable = "\x00"
 
 // ReadBackup reads a backup to its end and returns ErrNoBackup unless its checksum and its journal's chain are
 // right. It gives each part as it comes, so what was made of them counts only once it returns nil.
@@ -147,6 +153,9 @@ func (r *backupReader) step() (e store.Entry, ok bool) {
 		return e, true
 	case l.Key != "":
 		r.got.Records++
+		if l.Bad {
+			l.Value = []byte(unreadable)
+		}
 		r.err = r.count(store.Item{Key: l.Key, Value: l.Value, Revision: 1}) // 0 would be an absent one
 		if r.err == nil && r.record != nil {
 			r.err = r.record(store.Put{Key: l.Key, Value: l.Value})
@@ -165,12 +174,17 @@ func (r *backupReader) count(item store.Item) error {
 		}
 		r.found.cas = *cas
 	}
+	if string(item.Value) == unreadable {
+		r.found.Damaged = append(r.found.Damaged, item.Key)
+		return nil
+	}
 	if !strings.HasPrefix(item.Key, prefixSlot) {
 		return nil
 	}
 	s, err := parse[slot](item)
 	if err != nil {
-		return fmt.Errorf("%w: %v", ErrNoBackup, err)
+		r.found.Damaged = append(r.found.Damaged, item.Key)
+		return nil
 	}
 	r.found.Nodes++
 	if s.Grant != nil && !s.Grant.Used {
@@ -266,17 +280,30 @@ func CanRestore(ctx context.Context, dir string, from *Backup, current store.Rea
 	return nil
 }
 
-// HasKeys says whether the state directory has the key of each CA that signs.
+// HasKeys says whether the state directory has the key of each CA that signs, or will.
 func HasKeys(ctx context.Context, dir string, from *Backup, current store.Reader) bool {
+	return len(missingKeys(ctx, dir, from, current, func(r role) bool { return r == roleActive || r == roleNext })) == 0
+}
+
+// KeysAway names the files with keys of CAs that sign CRLs alone, where they are not in the state directory. The head
+// goes on without them.
+func KeysAway(ctx context.Context, dir string, from *Backup, current store.Reader) []string {
+	return missingKeys(ctx, dir, from, current, func(r role) bool { return r != roleActive && r != roleNext })
+}
+
+func missingKeys(ctx context.Context, dir string, from *Backup, current store.Reader, of func(role) bool) (names []string) {
 	for _, m := range newestCAs(ctx, from.cas, current).Members {
-		if m.Gone {
+		if m.Gone || !of(m.Role) {
 			continue
 		}
-		if _, err := os.Lstat(filepath.Join(dir, "ca", m.Key)); err != nil {
-			return false
+		path := filepath.Join(dir, "ca", m.Key)
+		_, err := os.Lstat(path)
+		_, early := os.Lstat(path + unborn) // a rotation was cut short; the head gives it its name
+		if err != nil && early != nil {
+			names = append(names, m.Key)
 		}
 	}
-	return true
+	return names
 }
 
 // newestCAs are those of the store that is replaced, if it can be read and knows all of the restored one's: what a

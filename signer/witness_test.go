@@ -272,7 +272,7 @@ func TestWitnessEntryUnreadable(t *testing.T) {
 	at := s.tail()
 	m := mark{Epoch: 1, Seq: at.Seq, Hash: at.Hash}
 	check := func(m mark, tail store.Chain) error {
-		return judge(t.Context(), unreadable{s.store}, m, generation{1}, tail)
+		return judge(t.Context(), spoiled{s.store}, m, generation{1}, tail)
 	}
 	if err := check(m, at); err != nil {
 		t.Errorf("the journal's end: %v", err)
@@ -290,10 +290,10 @@ func TestWitnessEntryUnreadable(t *testing.T) {
 	}
 }
 
-// unreadable is a store with a damaged journal.
-type unreadable struct{ store.Store }
+// spoiled is a store with a damaged journal.
+type spoiled struct{ store.Store }
 
-func (u unreadable) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry, error] {
+func (u spoiled) Journal(ctx context.Context, from uint64) iter.Seq2[store.Entry, error] {
 	return func(yield func(store.Entry, error) bool) {
 		for e := range u.Store.Journal(ctx, from) {
 			if !yield(store.Entry{Seq: e.Seq}, store.ErrDamaged) {

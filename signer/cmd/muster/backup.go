@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -81,5 +82,8 @@ func (e *env) backup(cmd *cobra.Command, path string, req signer.BackupRequest) 
 		keys = "with the CA's keys, encrypted"
 	}
 	fmt.Fprintf(e.out, "%s and a journal of %d entries in %s; %s\n", records(done.Records), done.Entries, path, keys)
+	if len(done.Damaged) > 0 {
+		fmt.Fprintf(e.out, "WARNING: damaged, and so not in it: %s\n", strings.Join(done.Damaged, ", "))
+	}
 	return nil
 }

@@ -184,7 +184,7 @@ func (e *env) restoreFile(ctx context.Context, o restoreOptions, file *os.File, 
 	if err := e.confirm(o.yes, question); err != nil {
 		return err
 	}
-	if unseal {
+	if unseal || len(with) > 0 && found.Keys != nil {
 		// Keys that are there already stay.
 		if err := signer.UnsealKeys(o.dir, found.Keys, with...); err != nil {
 			return fail(exitFailed, "give the --identity or --passphrase that it was made for", "%s: %v", file.Name(), err)
@@ -204,6 +204,9 @@ func (e *env) restoreFile(ctx context.Context, o restoreOptions, file *os.File, 
 	}
 	if err := replaceStore(o.dir); err != nil {
 		return err
+	}
+	if away := signer.KeysAway(ctx, o.dir, found, reader(current)); len(away) > 0 {
+		fmt.Fprintf(e.out, "WARNING: not in %s, and so the CRLs of their CAs stay as they are: %s\n", filepath.Join(o.dir, "ca"), strings.Join(away, ", "))
 	}
 	return e.restored(o.dir, done)
 }
