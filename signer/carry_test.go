@@ -133,6 +133,18 @@ func TestRestoreWithoutTheStoreWarns(t *testing.T) {
 	if !onCRL(s, next) {
 		t.Error("n0's is no more on the CRL")
 	}
+	// For as long as it must be: by the backup, or as long as any may live.
+	until := func(c *x509.Certificate) time.Time {
+		item, err := s.store.Get(t.Context(), prefixEnded+serialHex(c.SerialNumber))
+		s.must(err)
+		e, err := parse[ended](item)
+		s.must(err)
+		return e.NotAfter
+	}
+	equal(t, "until, by the backup", until(cert), cert.NotAfter)
+	if got := until(next); got.Before(next.NotAfter) || got.After(s.clock.now().Add(MaxLife)) {
+		t.Errorf("until, by the CRL: %v", got)
+	}
 }
 
 // TestRestoreAfterRevokeAll: that a CA ended says nothing of its nodes: each comes back with its key (I3).
@@ -317,5 +329,31 @@ func TestRestoreNeedsTheKeysThatSign(t *testing.T) {
 	s.must(os.Remove(next))
 	if can() == nil {
 		t.Error("restored without the key of the CA that signs")
+	}
+}
+
+// TestRestoreOfTheLaterRoles: a backup that is newer than the store tells which CA signs.
+func TestRestoreOfTheLaterRoles(t *testing.T) {
+	s := newSite(t)
+	s.rotate(RotateRequest{})
+	s.must(s.store.Close())
+	begun := s.file("store.db")
+	s.openStore()
+	s.open()
+	s.rotate(RotateRequest{Finish: true, Force: true})
+	pin, finished := s.ca().pin(), s.backup()
+	s.swap(begun)
+	s.signs(whyRollback)
+	s.restore(finished)
+	equal(t, "the CA that signs", s.ca().pin(), pin)
+	// And the store where that is the newer one, by a journal of its own.
+	earlier := s.backup()
+	s.rotate(RotateRequest{})
+	early := s.backup()
+	s.rotate(RotateRequest{Finish: true, Force: true})
+	pin = s.ca().pin()
+	for _, backup := range [][]byte{earlier, early} {
+		s.restore(backup)
+		equal(t, "the CA that signs after an older backup", s.ca().pin(), pin)
 	}
 }

@@ -51,6 +51,7 @@ type Backup struct {
 	// Damaged are the keys of records that could not be read, in the store or in the backup.
 	Damaged []string
 	cas     caRecord
+	at      moment
 }
 
 // unreadable is the value of a record that was damaged when it was backed up. It is no JSON and no name, so that the
@@ -149,7 +150,7 @@ func (r *backupReader) step() (e store.Entry, ok bool) {
 			r.err = fmt.Errorf("%w: %v", ErrNoBackup, r.err)
 			return e, false
 		}
-		r.found.Last = e.Time
+		r.found.Last, r.found.at.seq = e.Time, e.Seq
 		return e, true
 	case l.Key != "":
 		r.got.Records++
@@ -173,6 +174,11 @@ func (r *backupReader) count(item store.Item) error {
 			return fmt.Errorf("%w: %v", ErrNoBackup, err)
 		}
 		r.found.cas = *cas
+	}
+	if item.Key == keyEpoch {
+		if g, err := parse[generation](item); err == nil {
+			r.found.at.epoch = g.Epoch
+		}
 	}
 	if string(item.Value) == unreadable {
 		r.found.Damaged = append(r.found.Damaged, item.Key)
@@ -292,7 +298,7 @@ func KeysAway(ctx context.Context, dir string, from *Backup, current store.Reade
 }
 
 func missingKeys(ctx context.Context, dir string, from *Backup, current store.Reader, of func(role) bool) (names []string) {
-	for _, m := range newestCAs(ctx, from.cas, current).Members {
+	for _, m := range newestCAs(ctx, from.cas, from.at, current).Members {
 		if m.Gone || !of(m.Role) {
 			continue
 		}
@@ -306,9 +312,28 @@ func missingKeys(ctx context.Context, dir string, from *Backup, current store.Re
 	return names
 }
 
+// moment is how far a store had come: of two of one cluster the later one has the greater.
+type moment struct{ epoch, seq uint64 }
+
+func (m moment) before(o moment) bool {
+	return m.epoch < o.epoch || m.epoch == o.epoch && m.seq < o.seq
+}
+
+// momentOf is zero as far as a store cannot be read.
+func momentOf(ctx context.Context, st store.Reader) (m moment) {
+	if g, err := readGeneration(ctx, st); err == nil {
+		m.epoch = g.Epoch
+	}
+	if tail, err := st.Tail(ctx); err == nil {
+		m.seq = tail.Seq
+	}
+	return m
+}
+
 // newestCAs are those of the store that is replaced, if it can be read and knows all of the restored one's: what a
-// rotation did is not undone by a restore, since nodes trust the newest CA, and no dead one may come back.
-func newestCAs(ctx context.Context, restored caRecord, current store.Reader) caRecord {
+// rotation did is not undone by a restore, since nodes trust the newest CA, and no dead one may come back. Where both
+// know the same CAs, the later store tells their roles: it may be the backup.
+func newestCAs(ctx context.Context, restored caRecord, at moment, current store.Reader) caRecord {
 	if current == nil {
 		return restored
 	}
@@ -317,15 +342,23 @@ func newestCAs(ctx context.Context, restored caRecord, current store.Reader) caR
 		return restored
 	}
 	rec, err := parse[caRecord](item)
-	if err != nil {
+	if err != nil || !rec.knows(restored) {
 		return restored
 	}
-	for _, m := range restored.Members {
-		if !slices.ContainsFunc(rec.Members, func(o caMember) bool { return bytes.Equal(o.Cert, m.Cert) }) {
-			return restored
-		}
+	if restored.knows(*rec) && momentOf(ctx, current).before(at) {
+		return restored
 	}
 	return *rec
+}
+
+// knows says whether each CA of o is in rec.
+func (rec caRecord) knows(o caRecord) bool {
+	for _, m := range o.Members {
+		if !slices.ContainsFunc(rec.Members, func(have caMember) bool { return bytes.Equal(have.Cert, m.Cert) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // bundle is ring.bundle, from the record alone.
@@ -355,7 +388,7 @@ func settleCAs(ctx context.Context, b *batch, dir string, current store.Reader) 
 	if err != nil {
 		return caRecord{}, err
 	}
-	newest := newestCAs(ctx, *restored, current)
+	newest := newestCAs(ctx, *restored, momentOf(ctx, b.st), current)
 	path := filepath.Join(dir, "public/ca.pem")
 	published, err := os.ReadFile(path)
 	switch {
