@@ -86,6 +86,40 @@ func (r *Restored) carrySlot(b *batch, s *slot, current store.Reader) (changed b
 	return true, nil
 }
 
+// addRevoked closes the names that the backup does not know and that were revoked since, with their TPMs.
+func (r *Restored) addRevoked(b *batch, current store.Reader) error {
+	if current == nil {
+		return nil
+	}
+	if err := b.flush(); err != nil {
+		return err
+	}
+	for item, err := range current.List(b.ctx, prefixSlot) {
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return nil // it is read as far as it can be
+		}
+		c, err := parse[slot](item)
+		if err != nil || !c.Revoked {
+			continue
+		}
+		have, err := b.st.Get(b.ctx, item.Key)
+		if err != nil || have.Revision != 0 {
+			continue
+		}
+		s := slot{Node: c.Node, Host: c.Host, Revoked: true, Replaced: c.Replaced}
+		if owner, err := b.st.Get(b.ctx, prefixEK+c.EK); c.EK != "" && err == nil && owner.Revision == 0 {
+			s.EK, s.Pinned = c.EK, c.Pinned
+			if err := b.put(store.Put{Key: prefixEK + c.EK, Value: []byte(c.Node)}); err != nil {
+				return err
+			}
+		}
+		if err := b.put(put(item.Key, s)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // dropKeys takes the keys of changed boards from their names.
 func (r *Restored) dropKeys(b *batch) error {
 	if len(r.freed) == 0 {

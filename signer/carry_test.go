@@ -80,6 +80,24 @@ func TestRestoreKeepsRevocations(t *testing.T) {
 	}
 }
 
+// TestRestoreKeepsRevokedNames: also of a node that the backup does not know, whatever key its TPM makes.
+func TestRestoreKeepsRevokedNames(t *testing.T) {
+	s, c := newSite(t), aChip(t)
+	backup := s.backup()
+	s.enable("n0")
+	s.enrol(c.nodeKey(), "n0")
+	s.revoke(RevokeRequest{IDs: []string{"n0"}})
+	s.restore(backup)
+	if err := s.tryEnable("n0"); err == nil {
+		t.Error("enabled without --again")
+	}
+	s.enable("n1")
+	refusedWith(t, s.post(wire.PathEnroll, s.answered(c.nodeKey(), "n1")), wire.Revoked)
+	s.enable("n0", again)
+	s.enrol(c.nodeKey(), "n0")
+	s.wellBound()
+}
+
 // TestRestoreKeepsDisabled: what was closed since stays so, and what was opened since does not come to be open.
 func TestRestoreKeepsDisabled(t *testing.T) {
 	s := newSite(t)

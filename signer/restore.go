@@ -485,6 +485,9 @@ func Settle(ctx context.Context, dir string, st store.Store, current store.Reade
 	if err := done.dropKeys(b); err != nil {
 		return nil, err
 	}
+	if err := done.addRevoked(b, current); err != nil {
+		return nil, err
+	}
 	if err := done.addEnded(b, seen.ended, current); err != nil {
 		return nil, err
 	}
