@@ -246,7 +246,7 @@ func TestOCSPBehindTheDisk(t *testing.T) {
 	asked := certificate(t, s.enrol(c.nodeKey(), "n0").Cert)
 	unasked := certificate(t, s.enrol(aChip(t).nodeKey(), "n1").Cert)
 	want := ocspOf(t, s.Head, asked, s.ca().cert, crypto.SHA256)
-	s.book.mu.Lock() // as fdatasync has it
+	s.book.Load().mu.Lock() // as fdatasync has it
 	answered := make(chan reply, 1)
 	go func() {
 		der := ocspRequestFor(t, unasked, s.ca().cert, crypto.SHA256)
@@ -264,7 +264,7 @@ func TestOCSPBehindTheDisk(t *testing.T) {
 	} else {
 		t.Error("who waits for the disk keeps others from answers that are there")
 	}
-	s.book.mu.Unlock()
+	s.book.Load().mu.Unlock()
 	if r := <-answered; len(r.body) < 100 {
 		t.Errorf("got %x after the wait", r.body)
 	}
