@@ -38,7 +38,7 @@ func TestRevokeLost(t *testing.T) {
 		kept bool // in the quarantine
 	}{
 		"by number": {func(s *site, cert *x509.Certificate) {
-			equal(s.t, "revoked", s.revoke(RevokeRequest{Serial: serialHex(cert.SerialNumber), Reason: "keyCompromise"}).Revoked, "n0")
+			equal(s.t, "revoked", s.revoke(RevokeRequest{Serial: serialHex(cert.SerialNumber), Reason: "keyCompromise"}).Altered, "n0")
 		}, false},
 		"with its node": {func(s *site, _ *x509.Certificate) { s.revoke(RevokeRequest{IDs: []string{"n0"}}) }, false},
 		"removed":       {func(s *site, _ *x509.Certificate) { s.remove("n0") }, false},
@@ -87,7 +87,7 @@ func TestRevokeSerialOfNoRecord(t *testing.T) {
 	_, cert := s.enrolled("n0")
 	s.must(s.store.Commit(t.Context(), store.Tx{Deletes: []string{prefixSlot + "n0"}})) // a backup from before, say
 	s.enable("n0")
-	equal(t, "revoked", s.revoke(RevokeRequest{Serial: serialHex(cert.SerialNumber)}).Revoked, "n0")
+	equal(t, "revoked", s.revoke(RevokeRequest{Serial: serialHex(cert.SerialNumber)}).Altered, "n0")
 	equal(t, "on the CRL", onCRL(s, cert), true)
 	equal(t, "twice", s.revoke(RevokeRequest{Serial: serialHex(cert.SerialNumber)}).Unchanged, "n0")
 }
