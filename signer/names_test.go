@@ -92,7 +92,7 @@ func TestNamesAreGivenUp(t *testing.T) {
 	p := s.invite("web", named("head7", "www"))
 	s.invite("web2", named("www"))
 	cert := given(t, s.simple("web", p, pkcs10(t, softKey(t))))
-	p = s.invite("web", named("www"))
+	s.invite("web", named("www"))
 	refused := func(what string, err error) {
 		t.Helper()
 		var no *AdminError
